@@ -1,0 +1,354 @@
+-- Commitcast's schema: outbox, journal, topics, partitions, epochs, and the functions that append and sequence.
+-- Runs in one transaction, by `commitcast migrate up`. River's tables are made in the same schema, by River's own
+-- migrations, in the same command.
+
+CREATE SCHEMA commitcast;
+
+-- ---------------------------------------------------------------------------------------------------------------
+-- Names and limits. wire/limits.go and outbox/limits.go hold the same; a test keeps them together.
+
+-- partition_of: the first two bytes of the topic's MD5, big-endian, modulo 32. Stable across versions and locales,
+-- unlike hashtext. The same as wire.Partition in Go.
+CREATE FUNCTION commitcast.partition_of(topic text) RETURNS smallint
+    LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
+    AS $$ SELECT (('x' || substr(md5(topic), 1, 4))::bit(16)::int % 32)::smallint $$;
+
+-- ---------------------------------------------------------------------------------------------------------------
+-- Epochs: the histories of this database.
+
+-- incarnation: names the server process that writes this history: system identifier, timeline, postmaster start. A
+-- restart, a promotion, a restored backup or a copied volume changes at least one of the three. Primary only.
+CREATE FUNCTION commitcast.incarnation() RETURNS text
+    LANGUAGE sql VOLATILE PARALLEL SAFE
+    AS $$
+    SELECT (SELECT system_identifier FROM pg_control_system()) || '/'
+        || ('x' || substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8))::bit(32)::int || '/'
+        || (extract(epoch FROM pg_postmaster_start_time()) * 1000000)::bigint
+    $$;
+
+CREATE TABLE commitcast.epoch (
+    ordinal     integer PRIMARY KEY CHECK (ordinal > 0),
+    name        text COLLATE "C" NOT NULL UNIQUE,           -- ordinal and random part, as in '4-9f3c01b7'
+    incarnation text COLLATE "C" NOT NULL,
+    born        timestamptz NOT NULL,                       -- postmaster start of that incarnation
+    reason      text NOT NULL,
+    began_at    timestamptz NOT NULL DEFAULT clock_timestamp()
+);
+
+-- ---------------------------------------------------------------------------------------------------------------
+-- Stage 1: events of committed transactions, not yet sequenced. Normally a few rows.
+
+CREATE TABLE commitcast.outbox (
+    -- CACHE 1: ids must follow the order in which transactions draw them (G3).
+    id          bigint GENERATED ALWAYS AS IDENTITY (CACHE 1),
+    partition   smallint NOT NULL,
+    topic       text COLLATE "C" NOT NULL,
+    type        text COLLATE "C" NOT NULL,
+    key         text COLLATE "C",
+    data        json NOT NULL,
+    headers     json,
+    created_at  timestamptz NOT NULL DEFAULT clock_timestamp(),
+    -- Which incarnation of the server took the row: the cheap stamp that lets a snapshot notice that rows are newer
+    -- than the newest epoch it can see.
+    born        timestamptz NOT NULL DEFAULT pg_postmaster_start_time(),
+    PRIMARY KEY (partition, id),
+    CONSTRAINT outbox_topic CHECK (topic ~ '^[A-Za-z0-9][A-Za-z0-9._:/-]{0,127}$'),
+    CONSTRAINT outbox_type CHECK (octet_length(type) BETWEEN 1 AND 128),
+    CONSTRAINT outbox_key CHECK (octet_length(key) BETWEEN 1 AND 128),
+    CONSTRAINT outbox_data CHECK (octet_length(data::text) <= 262144),
+    CONSTRAINT outbox_headers CHECK (json_typeof(headers) = 'object' AND octet_length(headers::text) <= 4096)
+) WITH (autovacuum_vacuum_scale_factor = 0.0, autovacuum_vacuum_threshold = 5000,
+        autovacuum_vacuum_cost_delay = 0, toast.autovacuum_vacuum_cost_delay = 0);
+
+-- ---------------------------------------------------------------------------------------------------------------
+-- Stage 2: sequenced events.
+
+CREATE TABLE commitcast.partition (
+    id                smallint PRIMARY KEY CHECK (id BETWEEN 0 AND 31),
+    seq               bigint NOT NULL DEFAULT 0,   -- the last seq given
+    published         bigint NOT NULL DEFAULT 0,   -- every seq up to here was confirmed by the stream
+    term              bigint NOT NULL DEFAULT 0,   -- of the newest drain that has begun
+    floor             bigint NOT NULL DEFAULT 0,   -- no outbox row with an id up to here can exist any more
+    last_sequenced_at timestamptz NOT NULL DEFAULT '-infinity'
+) WITH (fillfactor = 10);                          -- one row a page: updated all the time, in place
+INSERT INTO commitcast.partition (id) SELECT generate_series(0, 31);
+
+CREATE TABLE commitcast.topic (
+    topic       text COLLATE "C" PRIMARY KEY,
+    partition   smallint NOT NULL,
+    head        bigint NOT NULL,                   -- the last offset given
+    head_epoch  text COLLATE "C" NOT NULL          -- the epoch of that offset; outlives its journal row
+) WITH (fillfactor = 70);                          -- rows are never deleted: an offset is never reused
+
+-- One leaf a day, made ahead of time; retention drops leaves. Indexes and the uniqueness of (topic, offset) are on
+-- each leaf: a unique constraint of the whole table would have to contain sequenced_at.
+CREATE TABLE commitcast.journal (
+    topic        text COLLATE "C" NOT NULL,
+    "offset"     bigint NOT NULL,
+    epoch        text COLLATE "C" NOT NULL,
+    partition    smallint NOT NULL,
+    seq          bigint NOT NULL,
+    id           bigint NOT NULL,
+    type         text COLLATE "C" NOT NULL,
+    key          text COLLATE "C",
+    data         json NOT NULL,
+    headers      json,
+    created_at   timestamptz NOT NULL,
+    sequenced_at timestamptz NOT NULL
+) PARTITION BY RANGE (sequenced_at);
+
+-- An event or topic that the worker has set aside, with its history. Rows leave only by an operator's hand.
+CREATE TABLE commitcast.dead_letter (
+    topic      text COLLATE "C" NOT NULL,
+    "offset"   bigint NOT NULL,
+    epoch      text COLLATE "C" NOT NULL,
+    partition  smallint NOT NULL,
+    seq        bigint NOT NULL,
+    id         bigint NOT NULL,
+    type       text COLLATE "C" NOT NULL,
+    key        text COLLATE "C",
+    data       json NOT NULL,
+    headers    json,
+    created_at timestamptz NOT NULL,
+    error      text NOT NULL,
+    attempts   integer NOT NULL,
+    died_at    timestamptz NOT NULL DEFAULT clock_timestamp(),
+    PRIMARY KEY (topic, "offset")
+);
+
+-- ---------------------------------------------------------------------------------------------------------------
+-- Functions for writers.
+
+-- append: adds one event to the caller's transaction and returns its id. Call it after the transaction's last write
+-- to the rows that the event is about: offsets follow the order of these calls (docs/guarantees.md, G3).
+-- Called by writers. Locks: none but the row it inserts. Errors 22023 with the messages of outbox/limits.go.
+CREATE FUNCTION commitcast.append(topic text, type text, data json, key text DEFAULT NULL, headers json DEFAULT NULL)
+    RETURNS bigint LANGUAGE plpgsql VOLATILE
+    AS $$
+DECLARE
+    new_id bigint;
+BEGIN
+    IF topic IS NULL OR topic !~ '^[A-Za-z0-9][A-Za-z0-9._:/-]{0,127}$' THEN
+        RAISE EXCEPTION 'commitcast: topic "%" does not match ^[A-Za-z0-9][A-Za-z0-9._:/-]{0,127}$',
+            left(coalesce(topic, ''), 144) USING ERRCODE = '22023';
+    END IF;
+    IF coalesce(octet_length(type), 0) NOT BETWEEN 1 AND 128 THEN
+        RAISE EXCEPTION 'commitcast: type must have 1 to 128 bytes, not %', coalesce(octet_length(type), 0)
+            USING ERRCODE = '22023';
+    END IF;
+    IF octet_length(key) NOT BETWEEN 1 AND 128 THEN
+        RAISE EXCEPTION 'commitcast: key must have 1 to 128 bytes, not %', octet_length(key) USING ERRCODE = '22023';
+    END IF;
+    IF data IS NULL THEN
+        RAISE EXCEPTION 'commitcast: data is missing; use the JSON value null for an event without data'
+            USING ERRCODE = '22023';
+    END IF;
+    IF octet_length(data::text) > 262144 THEN
+        RAISE EXCEPTION 'commitcast: data has % bytes, more than the limit of 262144', octet_length(data::text)
+            USING ERRCODE = '22023';
+    END IF;
+    IF json_typeof(headers) <> 'object' THEN
+        RAISE EXCEPTION 'commitcast: headers must be a JSON object' USING ERRCODE = '22023';
+    END IF;
+    IF octet_length(headers::text) > 4096 THEN
+        RAISE EXCEPTION 'commitcast: headers have % bytes, more than the limit of 4096', octet_length(headers::text)
+            USING ERRCODE = '22023';
+    END IF;
+    INSERT INTO commitcast.outbox (partition, topic, type, key, data, headers)
+    VALUES (commitcast.partition_of(append.topic), append.topic, append.type, append.key, append.data, append.headers)
+    RETURNING id INTO new_id;
+    RETURN new_id;
+END $$;
+
+-- ---------------------------------------------------------------------------------------------------------------
+-- Functions for workers.
+
+-- check_epoch: the name of the current epoch; begins a new one when the incarnation has changed.
+-- Called by sequence and by every new worker connection. Locks: epoch (share row exclusive), only to begin one.
+CREATE FUNCTION commitcast.check_epoch() RETURNS text
+    LANGUAGE plpgsql VOLATILE
+    AS $$
+DECLARE
+    now_incarnation text := commitcast.incarnation();
+    e commitcast.epoch;
+BEGIN
+    SELECT * INTO e FROM commitcast.epoch ORDER BY ordinal DESC LIMIT 1;
+    IF e.incarnation = now_incarnation THEN
+        RETURN e.name;
+    END IF;
+    RETURN commitcast.begin_epoch(now_incarnation, 'incarnation changed');
+END $$;
+
+-- begin_epoch: begins a new epoch, unless another session has begun one for the same incarnation meanwhile.
+-- An incarnation of NULL begins one in any case: that is the operator's bump.
+CREATE FUNCTION commitcast.begin_epoch(new_incarnation text, why text) RETURNS text
+    LANGUAGE plpgsql VOLATILE
+    AS $$
+DECLARE
+    e commitcast.epoch;
+    n integer;
+    new_name text;
+BEGIN
+    PERFORM set_config('synchronous_commit', 'on', true);
+    LOCK TABLE commitcast.epoch IN SHARE ROW EXCLUSIVE MODE;
+    SELECT * INTO e FROM commitcast.epoch ORDER BY ordinal DESC LIMIT 1;
+    IF e.incarnation = new_incarnation THEN
+        RETURN e.name;
+    END IF;
+    n := coalesce(e.ordinal, 0) + 1;
+    -- The random part keeps apart two epochs of the same number, counted in two databases that were one.
+    new_name := n || '-' || encode(substr(uuid_send(gen_random_uuid()), 1, 4), 'hex');
+    INSERT INTO commitcast.epoch (ordinal, name, incarnation, born, reason)
+    VALUES (n, new_name, coalesce(new_incarnation, commitcast.incarnation()), pg_postmaster_start_time(), why);
+    RETURN new_name;
+END $$;
+
+-- sequence: gives offsets to a batch of one partition's committed events: moves them from outbox to journal, in id
+-- order, and records how far publishing is confirmed. Returns where the partition stands, not the rows: a client
+-- that stops reading must not hold the lock.
+-- Called by a drain of the worker, alone in its transaction, at READ COMMITTED.
+-- Locks in order: partition row, topic rows (only ever taken under their partition's row).
+-- Invariants: (topic, offset) and (partition, seq) have no holes; published <= seq, and every seq up to published was
+-- answered by the stream. done counts only in its own epoch: after a change of epoch everything is offered again.
+CREATE FUNCTION commitcast.sequence(p smallint, my_term bigint, batch integer, done_epoch text, done bigint)
+    RETURNS TABLE (epoch text, seq bigint, published bigint, term bigint, sequenced integer)
+    LANGUAGE plpgsql VOLATILE
+    AS $$
+#variable_conflict use_column
+DECLARE
+    part commitcast.partition;
+    at timestamptz;
+    n integer := 0;
+    current text := commitcast.check_epoch();
+BEGIN
+    SELECT * INTO part FROM commitcast.partition WHERE id = p;
+    IF part.term > my_term
+        OR (coalesce(done, 0) <= part.published OR done_epoch IS DISTINCT FROM current)
+        AND NOT EXISTS (SELECT FROM commitcast.outbox WHERE partition = p AND id > part.floor ORDER BY id LIMIT 1)
+    THEN
+        RETURN QUERY SELECT current, part.seq, part.published, part.term, 0;  -- nothing to write: no lock, no commit record
+        RETURN;
+    END IF;
+
+    -- Sequenced events must survive a crash before anyone sees them, whatever the database's default is.
+    PERFORM set_config('synchronous_commit', 'on', true);
+
+    -- A statement of its own: the next one must see everything that committed before the lock was granted.
+    SELECT * INTO part FROM commitcast.partition WHERE id = p FOR UPDATE;
+    IF part.term > my_term THEN
+        RETURN QUERY SELECT current, part.seq, part.published, part.term, 0;
+        RETURN;
+    END IF;
+    at := greatest(clock_timestamp(), part.last_sequenced_at);
+
+    WITH taken AS (
+        DELETE FROM commitcast.outbox o
+        USING (SELECT id FROM commitcast.outbox WHERE partition = p AND id > part.floor ORDER BY id LIMIT batch) b
+        WHERE o.partition = p AND o.id = b.id
+        RETURNING o.*
+    ), heads AS (
+        INSERT INTO commitcast.topic AS t (topic, partition, head, head_epoch)
+        SELECT topic, p, count(*), current FROM taken GROUP BY topic
+        ON CONFLICT (topic) DO UPDATE SET head = t.head + EXCLUDED.head, head_epoch = EXCLUDED.head_epoch
+        RETURNING t.topic, t.head
+    ), numbered AS (
+        SELECT taken.*,
+            row_number() OVER (ORDER BY id) AS nth,
+            row_number() OVER (PARTITION BY topic ORDER BY id) - count(*) OVER (PARTITION BY topic) AS back
+        FROM taken
+    )
+    INSERT INTO commitcast.journal
+        (topic, "offset", epoch, partition, seq, id, type, key, data, headers, created_at, sequenced_at)
+    SELECT topic, heads.head + back, current, p, part.seq + nth, id, type, key, data, headers, created_at, at
+    FROM numbered JOIN heads USING (topic)
+    ORDER BY nth;
+    GET DIAGNOSTICS n = ROW_COUNT;
+
+    IF done_epoch = current AND done > part.published THEN
+        part.published := least(done, part.seq);
+    END IF;
+    part.seq := part.seq + n;
+    UPDATE commitcast.partition SET seq = part.seq, published = part.published, last_sequenced_at = at WHERE id = p;
+    RETURN QUERY SELECT current, part.seq, part.published, part.term, n;
+END $$;
+
+-- begin_drain: records that the drain of a term has begun. False: a newer one has, and the caller must stop.
+-- Called by a drain before it sequences. Locks: partition row.
+CREATE FUNCTION commitcast.begin_drain(p smallint, new_term bigint) RETURNS boolean
+    LANGUAGE plpgsql VOLATILE
+    AS $$
+BEGIN
+    PERFORM commitcast.check_epoch();
+    UPDATE commitcast.partition SET term = new_term WHERE id = p AND term < new_term;
+    RETURN FOUND;
+END $$;
+
+-- ensure_leaves: makes the journal's leaves for today and the days ahead; returns how many it made. A leaf is made
+-- apart and then attached, since that does not wait for readers of the journal.
+-- Called by migrate and by the worker's upkeep. Locks: journal (share update exclusive), briefly.
+CREATE FUNCTION commitcast.ensure_leaves(days_ahead integer) RETURNS integer
+    LANGUAGE plpgsql VOLATILE
+    AS $$
+DECLARE
+    today date := (now() AT TIME ZONE 'UTC')::date;
+    latest timestamptz := (SELECT max(last_sequenced_at) FROM commitcast.partition WHERE last_sequenced_at > '-infinity');
+    day date;
+    leaf text;
+    made integer := 0;
+BEGIN
+    PERFORM pg_advisory_xact_lock(hashtext('commitcast.ensure_leaves'));
+    -- A clock that was ahead has moved last_sequenced_at past today: sequencing needs that leaf, too.
+    FOR day IN SELECT generate_series(today - 1, greatest(today, (latest AT TIME ZONE 'UTC')::date) + days_ahead, '1 day') LOOP
+        leaf := 'journal_' || to_char(day, 'YYYYMMDD');
+        CONTINUE WHEN to_regclass('commitcast.' || leaf) IS NOT NULL;
+        EXECUTE format('CREATE TABLE commitcast.%I (LIKE commitcast.journal)', leaf);
+        EXECUTE format('ALTER TABLE commitcast.%I ADD PRIMARY KEY (topic, "offset")', leaf);
+        EXECUTE format('CREATE UNIQUE INDEX ON commitcast.%I (partition, seq)', leaf);
+        EXECUTE format('ALTER TABLE commitcast.journal ATTACH PARTITION commitcast.%I FOR VALUES FROM (%L) TO (%L)',
+            leaf, day::timestamp AT TIME ZONE 'UTC', (day + 1)::timestamp AT TIME ZONE 'UTC');
+        made := made + 1;
+    END LOOP;
+    RETURN made;
+END $$;
+
+-- ---------------------------------------------------------------------------------------------------------------
+-- Functions for broadcasters and clients.
+
+-- cursor_reason: why a subscriber cannot go on from a cursor, or NULL if it can. A cursor e:n is valid if e is in the
+-- lineage, n is not beyond the head, and row n was sequenced no later than in e.
+CREATE FUNCTION commitcast.cursor_reason(p_topic text, p_epoch text, p_offset bigint) RETURNS text
+    LANGUAGE plpgsql STABLE
+    AS $$
+DECLARE
+    seen integer := (SELECT ordinal FROM commitcast.epoch WHERE name = p_epoch);
+    t commitcast.topic;
+    row_epoch text;
+BEGIN
+    IF seen IS NULL THEN
+        RETURN 'epoch';
+    END IF;
+    SELECT * INTO t FROM commitcast.topic WHERE topic = p_topic;
+    IF p_offset > coalesce(t.head, 0) THEN
+        RETURN 'ahead';
+    END IF;
+    IF p_offset > 0 THEN
+        SELECT epoch INTO row_epoch FROM commitcast.journal WHERE topic = p_topic AND "offset" = p_offset;
+        IF row_epoch IS NULL AND p_offset = t.head THEN
+            row_epoch := t.head_epoch;      -- past retention, but nothing is missing after it
+        END IF;
+        IF row_epoch IS NOT NULL THEN
+            RETURN CASE WHEN (SELECT ordinal FROM commitcast.epoch WHERE name = row_epoch) > seen THEN 'epoch' END;
+        END IF;
+    ELSIF t.head IS NULL THEN
+        RETURN NULL;                        -- a topic without events
+    END IF;
+    -- The row itself is gone; the next one decides whether anything is missing.
+    SELECT epoch INTO row_epoch FROM commitcast.journal WHERE topic = p_topic AND "offset" = p_offset + 1;
+    IF row_epoch IS NULL THEN
+        RETURN 'trimmed';
+    END IF;
+    IF p_offset > 0 AND (SELECT ordinal FROM commitcast.epoch WHERE name = row_epoch) > seen THEN
+        RETURN 'trimmed';                   -- whether row n was of epoch e cannot be known any more
+    END IF;
+    RETURN NULL;
+END $$;
