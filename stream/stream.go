@@ -11,7 +11,7 @@ const (
 	DefaultMaxLen = 10_000
 	// MaxRangeFrames and MaxRangeBytes bound what one Range returns.
 	MaxRangeFrames = 1_000
-	MaxRangeBytes  = 4 << 20
+	MaxRangeBytes  = 512 << 10
 )
 
 // ErrUnavailable wraps every error that says nothing about the events themselves: the stream is down, loading, out
