@@ -2,7 +2,12 @@
 -- Runs in one transaction, by `commitcast migrate up`. River's tables are made in the same schema, by River's own
 -- migrations, in the same command.
 
-CREATE SCHEMA commitcast;
+-- An administrator may have made it already, for a role that may not.
+DO $$ BEGIN
+    IF to_regnamespace('commitcast') IS NULL THEN
+        CREATE SCHEMA commitcast;
+    END IF;
+END $$;
 
 -- ---------------------------------------------------------------------------------------------------------------
 -- Names and limits. wire/limits.go and outbox/limits.go hold the same; a test keeps them together.
