@@ -12,23 +12,10 @@ import (
 // Every answer names the epoch that was current in the same read. Errors mean that the database cannot be asked now.
 type Journal interface {
 	// Positions answers each question in one read of the primary.
-	Positions(ctx context.Context, questions []Question) (epoch string, positions []Position, err error)
+	Positions(ctx context.Context, questions []wire.Question) (epoch string, positions []wire.Position, err error)
 	// Seqs reads how far each partition is sequenced: cheap, and different whenever any head is.
 	Seqs(ctx context.Context) (epoch string, seqs [wire.Partitions]int64, err error)
-	// Range reads encoded events after an offset, at most limit and about 4 MiB (always at least one if there is
+	// Range reads encoded events after an offset, at most limit and about 512 KiB (always at least one if there is
 	// one). They begin at after+1 and are contiguous; none means that after+1 is past retention or not there yet.
 	Range(ctx context.Context, topic string, after int64, limit int) (epoch string, frames [][]byte, err error)
-}
-
-// Question asks where a topic stands and, if Cursor is not zero, whether a subscriber may go on from there.
-type Question struct {
-	Topic  string
-	Cursor wire.Cursor
-}
-
-// Position is the answer: the newest offset (0: no events yet), and why the cursor is not valid ("" if it is), one of
-// wire.ReasonTrimmed, wire.ReasonAhead, wire.ReasonEpoch.
-type Position struct {
-	Head   int64
-	Reason string
 }

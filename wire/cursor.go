@@ -19,6 +19,19 @@ func (c Cursor) String() string { return c.Epoch + ":" + strconv.FormatInt(c.Off
 // IsZero reports whether c is the zero Cursor, which stands for "no cursor".
 func (c Cursor) IsZero() bool { return c == Cursor{} }
 
+// Question asks where a topic stands and, if Cursor is not zero, whether a subscriber may go on from there.
+type Question struct {
+	Topic  string
+	Cursor Cursor
+}
+
+// Position is the answer: the newest offset (0: no events yet), and why the cursor is not valid ("" if it is), one of
+// ReasonTrimmed, ReasonAhead, ReasonEpoch.
+type Position struct {
+	Head   int64
+	Reason string
+}
+
 // ParseCursor reads the text form of a cursor. The error is an [*Error] with code [CodeBadCursor].
 func ParseCursor(s string) (Cursor, error) {
 	epoch, digits, ok := strings.Cut(s, ":")

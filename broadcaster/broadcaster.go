@@ -1,0 +1,281 @@
+package broadcaster
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"log/slog"
+	mathrand "math/rand/v2"
+	"os"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/commitcast/commitcast/stream"
+)
+
+// Config of a Broadcaster. The zero Config works.
+type Config struct {
+	// Node names this process to clients, logs and operators. Default: host name and four random digits.
+	Node string
+	// Heartbeat is how often a client hears the heads of its topics. A client that missed the last message of a
+	// quiet topic finds out within one. Default 15 s; below 1 s the heartbeats themselves become the load.
+	Heartbeat time.Duration
+	// HeadPoll is how often heads are read from the database while events are pushed: the time after which a lost
+	// message is noticed. Default 1 s.
+	HeadPoll time.Duration
+	// DegradedPoll is the same while the stream is down: the freshness that is left then. Default 250 ms.
+	DegradedPoll time.Duration
+	// LogEvents and LogBytes bound the log of one topic in memory. What is older is replayed from the stream.
+	// Default 1,024 events, 1 MiB.
+	LogEvents, LogBytes int
+	// MaxConnections is how many clients this node takes; further ones get 503. Default 50,000.
+	MaxConnections int
+	// MaxSubscriptions is how many topics one connection may follow. Default 1,000.
+	MaxSubscriptions int
+	// WriteTimeout is how long a client may take not a single byte of what it is sent. Default 10 s.
+	WriteTimeout time.Duration
+	// ResetSpread is the window over which clients are told to come back after a reset. Default 1 s.
+	ResetSpread time.Duration
+	// Drain is the window over which clients are told to come back, and are closed, at shutdown. Default 5 s.
+	Drain time.Duration
+	// Origins are the host patterns of pages on other origins that may connect (path.Match syntax, for example
+	// "*.example.com"). Default: none but the server's own host.
+	Origins []string
+	// Logger receives a line for each change of state. Default slog.Default().
+	Logger *slog.Logger
+	// Registerer receives the metrics. Default: none.
+	Registerer prometheus.Registerer
+}
+
+func (c Config) withDefaults() (Config, error) {
+	if c.Node == "" {
+		host, _ := os.Hostname()
+		c.Node = host + "-" + newID()[:4]
+	}
+	setDefault(&c.Heartbeat, 15*time.Second)
+	setDefault(&c.HeadPoll, time.Second)
+	setDefault(&c.DegradedPoll, 250*time.Millisecond)
+	setDefault(&c.LogEvents, 1024)
+	setDefault(&c.LogBytes, 1<<20)
+	setDefault(&c.MaxConnections, 50_000)
+	setDefault(&c.MaxSubscriptions, 1_000)
+	setDefault(&c.WriteTimeout, 10*time.Second)
+	setDefault(&c.ResetSpread, time.Second)
+	setDefault(&c.Drain, 5*time.Second)
+	if c.Logger == nil {
+		c.Logger = slog.Default()
+	}
+	for name, v := range map[string]int64{"Heartbeat": int64(c.Heartbeat), "HeadPoll": int64(c.HeadPoll),
+		"DegradedPoll": int64(c.DegradedPoll), "LogEvents": int64(c.LogEvents), "LogBytes": int64(c.LogBytes),
+		"MaxConnections": int64(c.MaxConnections), "MaxSubscriptions": int64(c.MaxSubscriptions),
+		"WriteTimeout": int64(c.WriteTimeout), "ResetSpread": int64(c.ResetSpread), "Drain": int64(c.Drain)} {
+		if v < 0 {
+			return c, fmt.Errorf("broadcaster: Config.%s is negative", name)
+		}
+	}
+	return c, nil
+}
+
+func setDefault[T comparable](v *T, to T) {
+	var zero T
+	if *v == zero {
+		*v = to
+	}
+}
+
+// Broadcaster carries events from a stream to WebSocket clients.
+type Broadcaster struct {
+	cfg          Config
+	log          *slog.Logger
+	journal      Journal
+	stream       stream.Stream
+	subscription stream.Subscription
+	metrics      *metrics
+	joiner       *joiner
+	heads        *heads
+	replayer     *replayer
+
+	epoch    atomic.Pointer[string] // "" until the database was asked; written under mu
+	mu       sync.RWMutex
+	topics   map[string]*topic
+	sessions map[*session]struct{}
+	draining bool
+
+	pushUp     atomic.Bool // the stream's subscription is live
+	pushTried  atomic.Bool // it has been down: do not wait for it
+	databaseUp atomic.Bool
+
+	ctx       context.Context // of all goroutines; ends after the drain
+	cancel    context.CancelFunc
+	wg        sync.WaitGroup // of spawn; guarded against late starters by stopped
+	stopMu    sync.Mutex
+	stopped   bool
+	readyOnce sync.Once
+	ready     chan struct{} // closed when the epoch is known
+}
+
+// New makes a Broadcaster. Nothing happens before Run.
+func New(j Journal, s stream.Stream, cfg Config) (*Broadcaster, error) {
+	if j == nil || s == nil {
+		return nil, errors.New("broadcaster: New needs a journal and a stream")
+	}
+	cfg, err := cfg.withDefaults()
+	if err != nil {
+		return nil, err
+	}
+	b := &Broadcaster{
+		cfg: cfg, log: cfg.Logger, journal: j, stream: s,
+		topics:   make(map[string]*topic),
+		sessions: make(map[*session]struct{}),
+		ready:    make(chan struct{}),
+	}
+	b.epoch.Store(new(string))
+	b.ctx, b.cancel = context.WithCancel(context.Background())
+	b.metrics = newMetrics(cfg.Registerer)
+	b.joiner = &joiner{b: b, kicked: make(chan struct{}, 1)}
+	b.heads = &heads{b: b, kicked: make(chan struct{}, 1), polled: make(chan struct{}),
+		asked: make(map[*topic]struct{}), suspects: make(map[*topic]struct{})}
+	b.replayer = &replayer{b: b, slots: make(chan struct{}, replayReads)}
+	b.subscription = s.NewSubscription(hears{b})
+	return b, nil
+}
+
+// Run works until ctx ends, then closes all clients, spread over Config.Drain, and returns nil. Call it once.
+func (b *Broadcaster) Run(ctx context.Context) error {
+	b.spawn(func(ctx context.Context) { b.subscription.Run(ctx) })
+	b.spawn(func(ctx context.Context) {
+		// A stream that is slow to come up must not keep the first clients waiting for it one by one.
+		if err := b.stream.Ping(ctx); err != nil {
+			b.pushTried.Store(true)
+		}
+		b.heads.kick()
+		b.heads.run(ctx)
+	})
+	b.spawn(b.joiner.run)
+	b.spawn(b.keepTime)
+	<-ctx.Done()
+	b.drain()
+	b.stopMu.Lock()
+	b.stopped = true
+	b.stopMu.Unlock()
+	b.cancel()
+	b.wg.Wait()
+	return nil
+}
+
+// keepTime sends heartbeats and forgets unused topics.
+func (b *Broadcaster) keepTime(ctx context.Context) {
+	ticker := time.NewTicker(min(250*time.Millisecond, b.cfg.Heartbeat/4))
+	defer ticker.Stop()
+	sweep := time.Now()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case now := <-ticker.C:
+			b.mu.RLock()
+			for s := range b.sessions {
+				s.beat(now)
+			}
+			b.mu.RUnlock()
+			if now.Sub(sweep) > topicLinger/3 {
+				sweep = now
+				b.sweepTopics(now)
+			}
+		}
+	}
+}
+
+// Epoch is the epoch that this node is in; "" until the database was asked.
+func (b *Broadcaster) Epoch() string {
+	return *b.epoch.Load()
+}
+
+// Node is the name of this node.
+func (b *Broadcaster) Node() string { return b.cfg.Node }
+
+// ErrPolling is what Ready wraps while events come by polling the journal instead of by push.
+var ErrPolling = errors.New("the stream is down: events come by polling the journal")
+
+// Ready says whether clients should be sent here: nil; or an error that wraps ErrPolling, with which delivery goes on,
+// later; or another error, with which it does not.
+func (b *Broadcaster) Ready() error {
+	b.mu.RLock()
+	draining := b.draining
+	b.mu.RUnlock()
+	switch {
+	case draining:
+		return errors.New("shutting down")
+	case b.Epoch() == "":
+		return errors.New("the database has not answered yet")
+	case !b.databaseUp.Load():
+		return errors.New("the database does not answer")
+	}
+	if !b.pushUp.Load() && b.pushTried.Load() {
+		return ErrPolling
+	}
+	return nil
+}
+
+// tryPush asks whether a stream that was down is back, when there is no topic whose channel would tell.
+func (b *Broadcaster) tryPush(ctx context.Context) {
+	b.mu.RLock()
+	idle := len(b.topics) == 0
+	b.mu.RUnlock()
+	if idle && b.pushTried.Load() && !b.pushUp.Load() && b.stream.Ping(ctx) == nil {
+		b.pushTried.Store(false)
+	}
+}
+
+// sawDatabase notes whether the last look at the heads worked.
+func (b *Broadcaster) sawDatabase(err error) {
+	if err == nil {
+		if !b.databaseUp.Swap(true) {
+			b.log.Info("database answers", "epoch", b.Epoch())
+		}
+		b.readyOnce.Do(func() { close(b.ready) })
+		return
+	}
+	if b.databaseUp.Swap(false) || b.Epoch() == "" {
+		b.log.Warn("database does not answer", "error", err)
+	}
+}
+
+// spawn runs f in a goroutine that Run waits for. After Run has ended, f is not run.
+func (b *Broadcaster) spawn(f func(ctx context.Context)) {
+	b.stopMu.Lock()
+	defer b.stopMu.Unlock()
+	if b.stopped {
+		return
+	}
+	b.wg.Add(1)
+	go func() { // owned by Run
+		defer b.wg.Done()
+		f(b.ctx)
+	}()
+}
+
+// after runs f once d has passed, unless the broadcaster has stopped by then.
+func (b *Broadcaster) after(d time.Duration, f func()) {
+	time.AfterFunc(d, func() { b.spawn(func(context.Context) { f() }) })
+}
+
+// jitter is a random duration in [0, d).
+func jitter(d time.Duration) time.Duration {
+	if d <= 0 {
+		return 0
+	}
+	return mathrand.N(d)
+}
+
+// newID is 16 random hexadecimal digits.
+func newID() string {
+	var b [8]byte
+	rand.Read(b[:])
+	return hex.EncodeToString(b[:])
+}

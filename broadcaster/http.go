@@ -1,0 +1,129 @@
+package broadcaster
+
+import (
+	"fmt"
+	"net/http"
+	"sync"
+	"time"
+
+	"github.com/commitcast/commitcast/wire"
+)
+
+// Handler serves GET /v1/ws, the WebSocket of protocol commitcast.v1.
+func (b *Broadcaster) Handler() http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /v1/ws", b.serveWS)
+	return mux
+}
+
+func (b *Broadcaster) serveWS(w http.ResponseWriter, r *http.Request) {
+	select {
+	case <-b.ready:
+	default:
+		refuse(w, "the database has not answered yet", time.Second)
+		return
+	}
+	b.mu.RLock()
+	full, draining := len(b.sessions) >= b.cfg.MaxConnections, b.draining
+	b.mu.RUnlock()
+	if full || draining {
+		b.metrics.turnedAway.Inc()
+		refuse(w, map[bool]string{true: "this node is shutting down", false: "this node is full"}[draining],
+			time.Second+jitter(4*time.Second))
+		return
+	}
+	sock, err := accept(w, r, b.cfg.Origins)
+	if err != nil {
+		b.log.Debug("handshake refused", "error", err)
+		return
+	}
+	s := newSession(b, sock)
+	if !b.addSession(s) {
+		sock.close(wire.CloseShutdown)
+		return
+	}
+	s.serve(b.ctx)
+}
+
+// refuse answers 503 with the time after which to come back.
+func refuse(w http.ResponseWriter, why string, in time.Duration) {
+	w.Header().Set("Retry-After", fmt.Sprint(max(1, int(in/time.Second))))
+	http.Error(w, why, http.StatusServiceUnavailable)
+}
+
+func (b *Broadcaster) addSession(s *session) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.draining {
+		return false
+	}
+	s.nextBeat = time.Now().Add(jitter(b.cfg.Heartbeat)) // spread, after a mass reconnect
+	b.sessions[s] = struct{}{}
+	b.metrics.connections.Inc()
+	return true
+}
+
+// removeSession forgets a closed session and its subscriptions.
+func (b *Broadcaster) removeSession(s *session) {
+	b.mu.Lock()
+	delete(b.sessions, s)
+	b.mu.Unlock()
+	b.metrics.connections.Dec()
+	s.mu.Lock()
+	subs := make([]*subscription, 0, len(s.subs))
+	for _, sub := range s.subs {
+		sub.state, sub.chunk = subEnded, nil
+		subs = append(subs, sub)
+	}
+	clear(s.subs)
+	s.mu.Unlock()
+	for _, sub := range subs {
+		b.detach(sub)
+	}
+}
+
+// drain tells every client when to come back, and closes it: evenly over Config.Drain, so that the other nodes meet
+// a stream of clients and not a wave.
+func (b *Broadcaster) drain() {
+	b.mu.Lock()
+	b.draining = true
+	sessions := make([]*session, 0, len(b.sessions))
+	for s := range b.sessions {
+		sessions = append(sessions, s)
+	}
+	b.mu.Unlock()
+	if len(sessions) == 0 {
+		return
+	}
+	b.log.Info("closing clients", "clients", len(sessions), "over", b.cfg.Drain)
+	pace := b.cfg.Drain / time.Duration(len(sessions))
+	ticker := time.NewTicker(max(pace, time.Microsecond))
+	defer ticker.Stop()
+	var closing sync.WaitGroup
+	for _, s := range sessions {
+		<-ticker.C
+		in := jitter(b.cfg.Drain).Milliseconds()
+		s.send(func(p []byte) []byte { return wire.AppendReconnect(p, in) })
+		closing.Add(1)
+		go func() { // owned by drain
+			defer closing.Done()
+			s.settle(time.Second)
+			s.sock.close(wire.CloseShutdown)
+		}()
+	}
+	closing.Wait()
+}
+
+// settle waits until what the session has to send is written, at most for the given time.
+func (s *session) settle(most time.Duration) {
+	deadline := time.Now().Add(most)
+	for time.Now().Before(deadline) {
+		s.mu.Lock()
+		clean := s.closed || !s.flushing
+		s.mu.Unlock()
+		if clean {
+			return
+		}
+		time.Sleep(time.Millisecond)
+	}
+}

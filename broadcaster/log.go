@@ -1,0 +1,137 @@
+package broadcaster
+
+import (
+	"sync"
+
+	"github.com/commitcast/commitcast/stream"
+)
+
+// sharedLog holds the newest frames of one topic, in one epoch: offsets first … next-1, contiguous. Subscribers
+// read it at their own cursors; nothing is copied for them until it is written to their sockets.
+type sharedLog struct {
+	maxEvents, maxBytes int
+
+	mu     sync.RWMutex
+	epoch  string   // "" until the first reset: the position is not known yet
+	frames [][]byte // frames[head:] are offsets first … next-1
+	head   int
+	first  int64
+	next   int64
+	bytes  int
+}
+
+// reset empties the log: it continues at next, in epoch.
+func (l *sharedLog) reset(epoch string, next int64) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.clear(epoch, next)
+}
+
+func (l *sharedLog) clear(epoch string, next int64) {
+	clear(l.frames)
+	l.epoch, l.frames, l.head, l.first, l.next, l.bytes = epoch, l.frames[:0], 0, next, next, 0
+}
+
+// skip moves the log on to next, dropping what it holds, if it is in epoch and not that far yet.
+func (l *sharedLog) skip(epoch string, next int64) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.epoch == epoch && next > l.next {
+		l.clear(epoch, next)
+	}
+}
+
+// start gives the log its position unless it has one in this epoch already.
+func (l *sharedLog) start(epoch string, next int64) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.epoch != epoch {
+		l.clear(epoch, next)
+	}
+}
+
+// position is the epoch and the last offset that the log has seen.
+func (l *sharedLog) position() (epoch string, last int64) {
+	l.mu.RLock()
+	defer l.mu.RUnlock()
+	return l.epoch, l.next - 1
+}
+
+// append takes what follows the log's last offset. grew says whether anything was new; gap says that the run begins
+// later than it could be taken.
+func (l *sharedLog) append(r stream.Run) (grew, gap bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.epoch != r.Epoch {
+		return false, false
+	}
+	if r.First > l.next {
+		return false, true
+	}
+	if r.Last() < l.next {
+		return false, false
+	}
+	for _, f := range r.Frames[l.next-r.First:] {
+		l.frames = append(l.frames, f)
+		l.bytes += len(f)
+		l.next++
+	}
+	l.trim()
+	return true, false
+}
+
+// trim drops the oldest frames beyond the limits, and moves the rest down when half of the slice is dead.
+func (l *sharedLog) trim() {
+	for n := len(l.frames) - l.head; n > l.maxEvents || l.bytes > l.maxBytes && n > 1; n-- {
+		l.bytes -= len(l.frames[l.head])
+		l.frames[l.head] = nil
+		l.head++
+		l.first++
+	}
+	if l.head > 64 && l.head > len(l.frames)/2 {
+		n := copy(l.frames, l.frames[l.head:])
+		clear(l.frames[n:])
+		l.frames, l.head = l.frames[:n], 0
+	}
+}
+
+// readState says where a cursor stands after a read.
+type readState uint8
+
+const (
+	readCurrent readState = iota // nothing more now
+	readMore                     // the budget was used up
+	readBehind                   // the log begins after the cursor: a replay is needed
+	readForeign                  // the log is of another epoch, or has no position yet
+)
+
+// read appends the frames after cursor to p, one a line, until p has grown by budget (but at least one frame), and
+// returns the new cursor.
+func (l *sharedLog) read(p []byte, epoch string, cursor int64, budget int) ([]byte, int64, readState) {
+	l.mu.RLock()
+	defer l.mu.RUnlock()
+	switch {
+	case l.epoch != epoch:
+		return p, cursor, readForeign
+	case cursor+1 < l.first:
+		return p, cursor, readBehind
+	}
+	start := len(p)
+	for cursor+1 < l.next {
+		f := l.frames[l.head+int(cursor+1-l.first)]
+		if len(p) > start && len(p)-start+len(f) > budget {
+			return p, cursor, readMore
+		}
+		p = appendLine(p, f)
+		cursor++
+	}
+	return p, cursor, readCurrent
+}
+
+// appendLine appends a frame to a message: lines are separated, not ended, by a newline.
+func appendLine(p, frame []byte) []byte {
+	if len(p) > headerRoom {
+		p = append(p, '\n')
+	}
+	return append(p, frame...)
+}

@@ -1,0 +1,94 @@
+package broadcaster
+
+import (
+	"context"
+	"errors"
+	"strconv"
+	"time"
+
+	"golang.org/x/sync/singleflight"
+
+	"github.com/commitcast/commitcast/stream"
+)
+
+const (
+	// replayReads is how many reads of stream and journal run at once: enough to keep both busy, few enough that
+	// live delivery keeps its share of the machine.
+	replayReads = 16
+	// replayEvents is how many events one read of the journal asks for.
+	replayEvents = 1000
+	// replayTimeout bounds one read.
+	replayTimeout = 5 * time.Second
+)
+
+var errEpoch = errors.New("the database is in another epoch")
+
+// replayer reads ranges that the log does not hold: from the stream, or else from the journal. A range that several
+// subscribers want at the same time is read once.
+type replayer struct {
+	b     *Broadcaster
+	slots chan struct{}
+	group singleflight.Group
+}
+
+// fetch reads the run that begins at after+1; it is empty if neither stream nor journal has that event.
+func (r *replayer) fetch(ctx context.Context, ch stream.Channel, after int64) (stream.Run, error) {
+	key := ch.Epoch + " " + ch.Topic + " " + strconv.FormatInt(after, 10)
+	v, err, _ := r.group.Do(key, func() (any, error) {
+		select {
+		case r.slots <- struct{}{}:
+			defer func() { <-r.slots }()
+		case <-ctx.Done():
+			return stream.Run{}, ctx.Err()
+		}
+		ctx, cancel := context.WithTimeout(ctx, replayTimeout)
+		defer cancel()
+		return r.read(ctx, ch, after)
+	})
+	return v.(stream.Run), err
+}
+
+func (r *replayer) read(ctx context.Context, ch stream.Channel, after int64) (stream.Run, error) {
+	if r.b.pushUp.Load() {
+		run, err := r.b.stream.Range(ctx, ch, after)
+		if err == nil && len(run.Frames) > 0 && run.First == after+1 {
+			r.b.metrics.replayed.WithLabelValues("stream").Add(float64(len(run.Frames)))
+			return run, nil
+		}
+	}
+	epoch, frames, err := r.b.journal.Range(ctx, ch.Topic, after, replayEvents)
+	if err != nil {
+		return stream.Run{}, err
+	}
+	if epoch != ch.Epoch {
+		r.b.heads.kick()
+		return stream.Run{}, errEpoch
+	}
+	r.b.metrics.replayed.WithLabelValues("journal").Add(float64(len(frames)))
+	return stream.Run{Channel: ch, First: after + 1, Frames: frames}, nil
+}
+
+// replay brings a subscription that fell out of the log one range further. Called with the session's mu held.
+func (b *Broadcaster) replay(sub *subscription) {
+	epoch, after := sub.epoch, sub.cursor
+	ch := stream.Channel{Epoch: epoch, Partition: sub.t.partition, Topic: sub.t.name}
+	b.spawn(func(ctx context.Context) { // ends after one range
+		run, err := b.replayer.fetch(ctx, ch, after)
+		s := sub.s
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		sub.replaying = false
+		switch {
+		case s.closed || sub.state != subLive || sub.epoch != epoch || sub.cursor != after:
+		case err != nil:
+			b.after(jitter(500*time.Millisecond), func() { s.wake(sub) })
+		case len(run.Frames) == 0:
+			// Not there: trimmed, or the database is not what it was. Its cursor decides.
+			sub.state = subJoining
+			b.after(jitter(100*time.Millisecond), func() { b.joiner.add(sub) })
+		default:
+			sub.chunk, sub.chunkFirst = run.Frames, run.First
+			s.wakeLocked(sub)
+		}
+	})
+}

@@ -1,0 +1,241 @@
+package broadcaster
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"time"
+
+	"github.com/coder/websocket"
+
+	"github.com/commitcast/commitcast/wire"
+)
+
+const (
+	// maxMessage is the size at which a message to a client is closed and the next begun, in bytes; one larger
+	// frame still goes out alone. Bursts coalesce up to here.
+	maxMessage = 64 << 10
+	// maxControl is how many bytes of answers may wait for a client before its requests are no longer read.
+	maxControl = 64 << 10
+	// maxErrors is how many refused requests a connection may make before it is closed.
+	maxErrors = 100
+)
+
+// session is one client connection. Its reader is the HTTP handler's goroutine; its writer, the flusher, is a
+// goroutine that exists only while there is something to write.
+type session struct {
+	b    *Broadcaster
+	id   string
+	sock *socket
+
+	mu       sync.Mutex
+	drained  sync.Cond                // on mu: control was taken, or the session closed
+	subs     map[string]*subscription // by topic
+	control  []byte                   // finished lines, behind headerRoom: answers, resets, heartbeats
+	dirty    []*subscription          // may have something to send
+	flushing bool                     // a flusher runs
+	closed   bool
+	nextBeat time.Time
+	errors   int
+}
+
+func newSession(b *Broadcaster, sock *socket) *session {
+	s := &session{b: b, id: newID(), sock: sock, subs: make(map[string]*subscription)}
+	s.drained.L = &s.mu
+	return s
+}
+
+// serve reads the client's requests until the connection ends.
+func (s *session) serve(ctx context.Context) {
+	defer s.end()
+	s.send(func(p []byte) []byte {
+		return wire.AppendHello(p, s.b.cfg.Node, s.id, s.b.Epoch(), s.b.cfg.Heartbeat.Milliseconds())
+	})
+	for {
+		typ, message, err := s.sock.ws.Read(ctx)
+		if err != nil {
+			return // coder/websocket has answered an oversized message with 1009 itself
+		}
+		if typ != websocket.MessageText {
+			s.sock.close(wire.CloseBinary)
+			return
+		}
+		for line := range wire.Lines(message) {
+			if !s.handle(line) {
+				return
+			}
+		}
+	}
+}
+
+// handle answers one request. False ends the connection.
+func (s *session) handle(line []byte) bool {
+	req, err := wire.ParseRequest(line)
+	if err == nil {
+		err = s.do(req)
+	}
+	if err != nil {
+		var refusal *wire.Error
+		if !errors.As(err, &refusal) {
+			refusal = &wire.Error{Code: wire.CodeUnavailable, Message: err.Error()}
+		}
+		s.b.metrics.refused.WithLabelValues(refusal.Code).Inc()
+		s.send(func(p []byte) []byte { return wire.AppendError(p, req.ID, refusal) })
+		if s.errors++; s.errors >= maxErrors {
+			s.sock.close(wire.CloseTooManyErrors)
+			return false
+		}
+	}
+	// A client that asks without reading the answers waits here, in its own read loop.
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for len(s.control) > maxControl && !s.closed {
+		s.drained.Wait()
+	}
+	return !s.closed
+}
+
+func (s *session) do(req wire.Request) error {
+	switch req.Op {
+	case wire.OpSubscribe:
+		return s.b.subscribe(s, req)
+	case wire.OpUnsubscribe:
+		return s.b.unsubscribe(s, req)
+	}
+	return nil // auth: accepted as it is while authentication is off
+}
+
+// send adds one control frame and sees to it that it is written.
+func (s *session) send(frame func(p []byte) []byte) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.sendLocked(frame)
+}
+
+func (s *session) sendLocked(frame func(p []byte) []byte) {
+	if s.closed {
+		return
+	}
+	if len(s.control) > 0 {
+		s.control = append(s.control, '\n')
+	}
+	s.control = frame(s.control)
+	s.flushLocked()
+}
+
+// wake tells the session that sub may have something to send.
+func (s *session) wake(sub *subscription) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.wakeLocked(sub)
+}
+
+func (s *session) wakeLocked(sub *subscription) {
+	if s.closed || sub.dirty {
+		return
+	}
+	sub.dirty = true
+	s.dirty = append(s.dirty, sub)
+	s.flushLocked()
+}
+
+func (s *session) flushLocked() {
+	if !s.flushing {
+		s.flushing = true
+		go s.flush() // owned by the session: ends when there is nothing to write, or the connection is closed
+	}
+}
+
+// flush writes until the session is clean: first the answers, then events of each dirty subscription.
+func (s *session) flush() {
+	pooled := buffers.Get().(*[]byte)
+	p := *pooled
+	defer func() {
+		if cap(p) <= maxKeptBuffer {
+			*pooled = p[:headerRoom]
+			buffers.Put(pooled)
+		}
+	}()
+	for {
+		s.mu.Lock()
+		p = s.collect(p[:headerRoom])
+		if len(p) == headerRoom || s.closed {
+			s.flushing = false
+			s.mu.Unlock()
+			return
+		}
+		s.mu.Unlock()
+		if err := s.sock.writeText(p, s.b.cfg.WriteTimeout); err != nil {
+			if errors.Is(err, errStalled) {
+				s.b.metrics.stalled.Inc()
+			}
+			s.sock.closeNow() // the reader notices and ends the session
+			s.mu.Lock()
+			s.flushing = false
+			s.mu.Unlock()
+			s.close()
+			return
+		}
+		s.b.metrics.messages.Inc()
+		s.b.metrics.bytes.Add(float64(len(p) - headerRoom))
+	}
+}
+
+// collect assembles the next message behind p. Called with mu held.
+func (s *session) collect(p []byte) []byte {
+	if len(s.control) > 0 {
+		p = append(p, s.control...)
+		s.control = nil
+		s.drained.Broadcast()
+	}
+	taken := 0
+	for ; taken < len(s.dirty) && len(p) < maxMessage; taken++ {
+		sub := s.dirty[taken]
+		sub.dirty = false
+		var more bool
+		if p, more = sub.collect(p, max(1, maxMessage-len(p))); more {
+			sub.dirty = true
+			s.dirty = append(s.dirty, sub) // behind the others: they share the socket fairly
+		}
+	}
+	rest := copy(s.dirty, s.dirty[taken:])
+	clear(s.dirty[rest:])
+	s.dirty = s.dirty[:rest]
+	return p
+}
+
+// beat sends a heartbeat with the heads of all live subscriptions, unless the client is not taking what it has.
+func (s *session) beat(now time.Time) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if now.Before(s.nextBeat) {
+		return
+	}
+	s.nextBeat = now.Add(s.b.cfg.Heartbeat)
+	if len(s.control) > 0 {
+		return
+	}
+	epoch := s.b.Epoch()
+	heads := make([]wire.Head, 0, len(s.subs))
+	for _, sub := range s.subs {
+		if sub.state == subLive && sub.epoch == epoch {
+			heads = append(heads, wire.Head{Topic: sub.t.name, Offset: max(sub.t.head(), sub.cursor)})
+		}
+	}
+	s.sendLocked(func(p []byte) []byte { return wire.AppendHeartbeat(p, epoch, heads) })
+}
+
+// close marks the session closed: nothing more is written, and a waiting reader goes on.
+func (s *session) close() {
+	s.mu.Lock()
+	s.closed = true
+	s.drained.Broadcast()
+	s.mu.Unlock()
+}
+
+// end removes the session. Called once, by its reader.
+func (s *session) end() {
+	s.close()
+	s.sock.closeNow()
+	s.b.removeSession(s)
+}

@@ -1,0 +1,112 @@
+package broadcaster
+
+import (
+	"bufio"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"sync"
+	"time"
+
+	"github.com/coder/websocket"
+
+	"github.com/commitcast/commitcast/wire"
+)
+
+// headerRoom is what a WebSocket header of a server takes at most: 2 bytes and a length of 8. Messages are built
+// behind that much room, so that header and payload leave in one write.
+const headerRoom = 10
+
+// socketBuffer is the kernel's write buffer of a connection, in bytes. Small, so that a client that stopped reading
+// is noticed after little: the default took 3.8 MB before a write blocked.
+const socketBuffer = 64 << 10
+
+// socket is one WebSocket connection. coder/websocket shakes hands, reads, and answers control frames; text messages
+// are written here, straight to the connection, since a message is finished bytes for many clients and needs nothing
+// but a header in front. Both write whole frames with one Write of the connection each, which the runtime keeps
+// apart.
+type socket struct {
+	ws   *websocket.Conn
+	conn net.Conn
+}
+
+var errStalled = errors.New("write made no progress")
+
+// accept upgrades a request. It has answered the client when it fails.
+func accept(w http.ResponseWriter, r *http.Request, origins []string) (*socket, error) {
+	capture := &hijackCapture{ResponseWriter: w}
+	ws, err := websocket.Accept(capture, r, &websocket.AcceptOptions{
+		Subprotocols:    []string{wire.Protocol},
+		OriginPatterns:  origins,
+		CompressionMode: websocket.CompressionDisabled,
+	})
+	if err != nil {
+		return nil, err
+	}
+	ws.SetReadLimit(wire.MaxClientFrame)
+	if tcp, ok := capture.conn.(*net.TCPConn); ok {
+		tcp.SetWriteBuffer(socketBuffer)
+		tcp.SetKeepAliveConfig(net.KeepAliveConfig{Enable: true, Idle: 30 * time.Second, Interval: 10 * time.Second, Count: 3})
+	}
+	return &socket{ws: ws, conn: capture.conn}, nil
+}
+
+// hijackCapture keeps the connection that a handler takes over.
+type hijackCapture struct {
+	http.ResponseWriter
+	conn net.Conn
+}
+
+func (h *hijackCapture) Hijack() (net.Conn, *bufio.ReadWriter, error) {
+	conn, rw, err := http.NewResponseController(h.ResponseWriter).Hijack()
+	h.conn = conn
+	return conn, rw, err
+}
+
+// writeText sends p[headerRoom:] as one text message. It waits as long as the client takes bytes at all: only a
+// whole timeout without progress is an error (errStalled).
+func (s *socket) writeText(p []byte, timeout time.Duration) error {
+	n := len(p) - headerRoom
+	var start int
+	switch {
+	case n < 126:
+		start = headerRoom - 2
+		p[start+1] = byte(n)
+	case n < 1<<16:
+		start = headerRoom - 4
+		p[start+1] = 126
+		binary.BigEndian.PutUint16(p[start+2:], uint16(n))
+	default:
+		start = headerRoom - 10
+		p[start+1] = 127
+		binary.BigEndian.PutUint64(p[start+2:], uint64(n))
+	}
+	p[start] = 0x81 // final frame, text
+	for p = p[start:]; len(p) > 0; {
+		if err := s.conn.SetWriteDeadline(time.Now().Add(timeout)); err != nil {
+			return err
+		}
+		n, err := s.conn.Write(p)
+		p = p[n:]
+		if err != nil && !(n > 0 && errors.Is(err, os.ErrDeadlineExceeded)) {
+			if errors.Is(err, os.ErrDeadlineExceeded) {
+				return fmt.Errorf("%w for %v", errStalled, timeout)
+			}
+			return err
+		}
+	}
+	return nil
+}
+
+// close says goodbye and closes; it waits for the client's answer for some seconds. closeNow does not.
+func (s *socket) close(c wire.CloseCode) { s.ws.Close(websocket.StatusCode(c.Code), c.Reason) }
+func (s *socket) closeNow()              { s.ws.CloseNow() }
+
+// buffers are where messages are assembled; one is held only while a flusher runs.
+var buffers = sync.Pool{New: func() any { b := make([]byte, headerRoom, 4<<10); return &b }}
+
+// maxKeptBuffer keeps a rare large message from pinning its buffer in the pool.
+const maxKeptBuffer = 128 << 10

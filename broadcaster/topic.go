@@ -1,0 +1,234 @@
+package broadcaster
+
+import (
+	"context"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/commitcast/commitcast/stream"
+	"github.com/commitcast/commitcast/wire"
+)
+
+// topicLinger is how long a topic without subscribers keeps its log and channel: a page reload must not cost a
+// subscription.
+const topicLinger = 30 * time.Second
+
+// topic is one topic with local subscribers.
+//
+// Locks, in order: Broadcaster.mu, topic.mu, session.mu, sharedLog.mu. A flusher holds only its session's and then
+// the log's.
+type topic struct {
+	name      string
+	partition int
+	log       sharedLog
+
+	mu        sync.Mutex
+	subs      []*subscription
+	channel   stream.Channel // of the epoch that the topic is in
+	confirmed bool           // the channel is live
+	want      atomic.Int64   // the newest offset known to exist in this epoch; written under mu
+	healing   bool
+	emptyAt   time.Time // when the last subscriber left; zero while there are any
+}
+
+// head is the newest offset known to exist.
+func (t *topic) head() int64 {
+	return t.want.Load()
+}
+
+// observe raises the newest offset known to exist, in one epoch.
+func (t *topic) observe(epoch string, head int64) {
+	t.mu.Lock()
+	if t.channel.Epoch == epoch && head > t.want.Load() {
+		t.want.Store(head)
+	}
+	t.mu.Unlock()
+}
+
+// lags reports whether the log lacks events that are known to exist.
+func (t *topic) lags() bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	epoch, last := t.log.position()
+	return len(t.subs) > 0 && epoch == t.channel.Epoch && last < t.want.Load()
+}
+
+// wakeAll tells every subscriber that the log has grown or moved.
+func (t *topic) wakeAll() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for _, sub := range t.subs {
+		sub.s.wake(sub)
+	}
+}
+
+// attach registers a subscription with its topic, which begins to listen if it is new.
+func (b *Broadcaster) attach(name string, sub *subscription) {
+	b.mu.Lock()
+	t := b.topics[name]
+	if t == nil {
+		t = &topic{name: name, partition: wire.Partition(name)}
+		t.log.maxEvents, t.log.maxBytes = b.cfg.LogEvents, b.cfg.LogBytes
+		t.channel = stream.Channel{Epoch: b.Epoch(), Partition: t.partition, Topic: name}
+		b.topics[name] = t
+		b.subscription.Add(t.channel)
+		b.metrics.topics.Inc()
+	}
+	t.mu.Lock()
+	b.mu.Unlock()
+	sub.t, sub.index = t, len(t.subs)
+	t.subs = append(t.subs, sub)
+	t.emptyAt = time.Time{}
+	t.mu.Unlock()
+	b.metrics.subscriptions.Inc()
+}
+
+// detach removes an ended subscription from its topic. Safe to call twice.
+func (b *Broadcaster) detach(sub *subscription) {
+	t := sub.t
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if sub.index >= len(t.subs) || t.subs[sub.index] != sub {
+		return
+	}
+	last := len(t.subs) - 1
+	t.subs[sub.index] = t.subs[last]
+	t.subs[sub.index].index = sub.index
+	t.subs[last] = nil
+	t.subs = t.subs[:last]
+	if last == 0 {
+		t.subs = nil
+		t.emptyAt = time.Now()
+	}
+	b.metrics.subscriptions.Dec()
+}
+
+// sweepTopics forgets topics that nobody has been subscribed to for a while.
+func (b *Broadcaster) sweepTopics(now time.Time) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for name, t := range b.topics {
+		t.mu.Lock()
+		if len(t.subs) == 0 && !t.emptyAt.IsZero() && now.Sub(t.emptyAt) > topicLinger {
+			delete(b.topics, name)
+			b.subscription.Remove(t.channel)
+			b.metrics.topics.Dec()
+		}
+		t.mu.Unlock()
+	}
+}
+
+func (b *Broadcaster) topic(name string) *topic {
+	b.mu.RLock()
+	defer b.mu.RUnlock()
+	return b.topics[name]
+}
+
+// hears adapts Broadcaster to stream.Handler without exporting its methods.
+type hears struct{ *Broadcaster }
+
+// Confirmed implements stream.Handler: from here on every published run arrives, so whoever reads the head now and
+// replays up to it has everything.
+func (b hears) Confirmed(ch stream.Channel) {
+	b.pushUp.Store(true)
+	t := b.topic(ch.Topic)
+	if t == nil {
+		return
+	}
+	t.mu.Lock()
+	ok := t.channel == ch
+	if ok {
+		t.confirmed = true
+	}
+	t.mu.Unlock()
+	if ok {
+		b.joiner.kick()
+		b.heads.check(t) // what was published while nobody listened
+	}
+}
+
+// Deliver implements stream.Handler.
+func (b hears) Deliver(r stream.Run) {
+	t := b.topic(r.Topic)
+	if t == nil {
+		return
+	}
+	b.metrics.runs.Inc()
+	grew, gap := t.log.append(r)
+	t.observe(r.Epoch, r.Last())
+	if grew {
+		t.wakeAll()
+	}
+	if gap {
+		b.metrics.gaps.Inc()
+		b.heal(t)
+	}
+}
+
+// Down implements stream.Handler: runs may be missed from here on, so the journal is polled until the channels are
+// confirmed again.
+func (b hears) Down(err error) {
+	b.pushTried.Store(true)
+	if b.pushUp.Swap(false) {
+		b.log.Warn("push is down, polling the journal", "error", err)
+	}
+	b.mu.RLock()
+	for _, t := range b.topics {
+		t.mu.Lock()
+		t.confirmed = false
+		t.mu.Unlock()
+	}
+	b.mu.RUnlock()
+	b.joiner.kick()
+	b.heads.kick()
+}
+
+// heal brings the log up to the newest offset known, from stream or journal. One at a time for a topic.
+func (b *Broadcaster) heal(t *topic) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.healing {
+		return
+	}
+	t.healing = true
+	b.spawn(func(ctx context.Context) { // ends when the log is whole, or cannot be made so now
+		for b.healOnce(ctx, t) {
+		}
+		t.mu.Lock()
+		t.healing = false
+		t.mu.Unlock()
+	})
+}
+
+// healOnce reads one range. It reports whether to go on at once; when a read fails, the next look at the heads
+// tries again.
+func (b *Broadcaster) healOnce(ctx context.Context, t *topic) bool {
+	t.mu.Lock()
+	ch, want := t.channel, t.want.Load()
+	t.mu.Unlock()
+	epoch, last := t.log.position()
+	if epoch != ch.Epoch || last >= want {
+		return false
+	}
+	if want-last > int64(b.cfg.LogEvents) {
+		// More than the log can hold: each subscriber replays from its own cursor.
+		t.log.skip(epoch, want+1)
+		t.wakeAll()
+		return false
+	}
+	run, err := b.replayer.fetch(ctx, ch, last)
+	if err != nil {
+		return false
+	}
+	if len(run.Frames) == 0 {
+		t.log.skip(epoch, want+1) // trimmed: subscribers find out one by one
+		t.wakeAll()
+		return false
+	}
+	b.metrics.healed.Add(float64(len(run.Frames)))
+	if grew, _ := t.log.append(run); grew {
+		t.wakeAll()
+	}
+	return true
+}

@@ -1,0 +1,123 @@
+package journal
+
+import (
+	"context"
+	_ "embed"
+	"errors"
+	"fmt"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/commitcast/commitcast/wire"
+)
+
+//go:embed positions.sql
+var positionsSQL string
+
+//go:embed seqs.sql
+var seqsSQL string
+
+//go:embed range.sql
+var rangeSQL string
+
+// rangeBytes is about how many bytes of data one Range returns: what a subscriber that is behind may hold in memory.
+const rangeBytes = 512 << 10
+
+// Reader reads the journal through a pool of connections to the primary.
+type Reader struct{ pool *pgxpool.Pool }
+
+// New makes a Reader.
+func New(pool *pgxpool.Pool) *Reader { return &Reader{pool} }
+
+var errNoEpoch = errors.New("the database has no epoch yet; run: commitcast migrate up")
+
+// Positions implements broadcaster.Journal.
+func (r *Reader) Positions(ctx context.Context, questions []wire.Question) (string, []wire.Position, error) {
+	topics := make([]string, len(questions))
+	epochs := make([]string, len(questions))
+	offsets := make([]int64, len(questions))
+	for i, q := range questions {
+		topics[i], epochs[i], offsets[i] = q.Topic, q.Cursor.Epoch, q.Cursor.Offset
+	}
+	rows, err := r.pool.Query(ctx, positionsSQL, topics, epochs, offsets)
+	if err != nil {
+		return "", nil, fmt.Errorf("read positions of %d topics: %w", len(questions), err)
+	}
+	positions := make([]wire.Position, 0, len(questions))
+	var epoch *string
+	var p wire.Position
+	_, err = pgx.ForEachRow(rows, []any{&epoch, &p.Head, &p.Reason}, func() error {
+		positions = append(positions, p)
+		return nil
+	})
+	if err != nil {
+		return "", nil, fmt.Errorf("read positions of %d topics: %w", len(questions), err)
+	}
+	if epoch == nil {
+		return "", nil, errNoEpoch
+	}
+	return *epoch, positions, nil
+}
+
+// Seqs implements broadcaster.Journal.
+func (r *Reader) Seqs(ctx context.Context) (string, [wire.Partitions]int64, error) {
+	var seqs [wire.Partitions]int64
+	rows, err := r.pool.Query(ctx, seqsSQL)
+	if err != nil {
+		return "", seqs, fmt.Errorf("read partitions: %w", err)
+	}
+	var epoch *string
+	var id, seq int64
+	_, err = pgx.ForEachRow(rows, []any{&epoch, &id, &seq}, func() error {
+		if id < 0 || id >= wire.Partitions {
+			return fmt.Errorf("partition %d does not exist", id)
+		}
+		seqs[id] = seq
+		return nil
+	})
+	if err != nil {
+		return "", seqs, fmt.Errorf("read partitions: %w", err)
+	}
+	if epoch == nil {
+		return "", seqs, errNoEpoch
+	}
+	return *epoch, seqs, nil
+}
+
+// Range implements broadcaster.Journal.
+func (r *Reader) Range(ctx context.Context, topic string, after int64, limit int) (string, [][]byte, error) {
+	rows, err := r.pool.Query(ctx, rangeSQL, topic, after, limit, rangeBytes)
+	if err != nil {
+		return "", nil, fmt.Errorf("read events of %q after %d: %w", topic, after, err)
+	}
+	defer rows.Close()
+	var epoch string
+	var frames [][]byte
+	for rows.Next() {
+		var current *string
+		var found bool
+		var e wire.Event
+		var key *string
+		if err := rows.Scan(&current, &found, &e.Topic, &e.Offset, &e.Epoch, &e.ID, &e.Type, &key, &e.Data,
+			&e.Headers, &e.At); err != nil {
+			return "", nil, fmt.Errorf("read events of %q after %d: %w", topic, after, err)
+		}
+		if current == nil {
+			return "", nil, errNoEpoch
+		}
+		epoch = *current
+		if !found || e.Offset != after+1+int64(len(frames)) {
+			break // nothing there, or a hole: what follows is not contiguous
+		}
+		if key != nil {
+			e.Key = *key
+		}
+		frames = append(frames, Encode(&e))
+	}
+	rows.Close()
+	if err := rows.Err(); err != nil {
+		return "", nil, fmt.Errorf("read events of %q after %d: %w", topic, after, err)
+	}
+	return epoch, frames, nil
+}
