@@ -1,0 +1,92 @@
+package app
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"text/tabwriter"
+
+	"github.com/commitcast/commitcast/migrations"
+)
+
+type migrateCommand struct {
+	Up     migrateUp     `cmd:"" help:"Bring the schema to the version of this binary. Safe to run twice, and from two places at once."`
+	Down   migrateDown   `cmd:"" help:"Remove the schema and every event in it."`
+	Status migrateStatus `cmd:"" help:"Show the version of the schema."`
+}
+
+type migrateUp struct{ databaseFlags }
+
+func (c *migrateUp) Run(ctx context.Context, s *streams) error {
+	return migrations.Up(ctx, c.DatabaseURL, slog.New(slog.NewTextHandler(s.err, nil)))
+}
+
+type migrateDown struct {
+	databaseFlags
+	Yes bool `help:"Really remove it."`
+}
+
+func (c *migrateDown) Run(ctx context.Context, s *streams) error {
+	if !c.Yes {
+		return usageError{fmt.Errorf("migrate down removes the outbox, the journal and every event; repeat with --yes")}
+	}
+	return migrations.Down(ctx, c.DatabaseURL, slog.New(slog.NewTextHandler(s.err, nil)))
+}
+
+type migrateStatus struct{ databaseFlags }
+
+func (c *migrateStatus) Run(ctx context.Context, s *streams) error {
+	status, err := migrations.Status(ctx, c.DatabaseURL)
+	if err != nil {
+		return err
+	}
+	w := tabwriter.NewWriter(s.out, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(w, status)
+	return w.Flush()
+}
+
+type workerCommand struct {
+	databaseFlags
+	RedisURL string `required:"" env:"REDIS_URL" placeholder:"URL" help:"Redis 7.0 or later: redis://user:password@host:6379/0."`
+	processFlags
+	workerFlags
+}
+
+// Run runs a worker until ctx ends.
+func (c *workerCommand) Run(ctx context.Context, s *streams) error {
+	p := &process{database: c.DatabaseURL, redis: c.RedisURL, ops: c.OpsListen, log: c.logger(s)}
+	return p.run(ctx, true, nil)
+}
+
+type broadcasterCommand struct {
+	databaseFlags
+	RedisURL string `required:"" env:"REDIS_URL" placeholder:"URL" help:"Redis 7.0 or later: redis://user:password@host:6379/0."`
+	processFlags
+	clientFlags
+}
+
+// Run runs a broadcaster until ctx ends.
+func (c *broadcasterCommand) Run(ctx context.Context, s *streams) error {
+	if err := c.check(); err != nil {
+		return err
+	}
+	p := &process{database: c.DatabaseURL, redis: c.RedisURL, ops: c.OpsListen, log: c.logger(s)}
+	return p.run(ctx, false, &c.clientFlags)
+}
+
+type allCommand struct {
+	databaseFlags
+	streamFlags
+	processFlags
+	workerFlags
+	clientFlags
+}
+
+// Run runs a worker and a broadcaster until ctx ends.
+func (c *allCommand) Run(ctx context.Context, s *streams) error {
+	if err := c.check(); err != nil {
+		return err
+	}
+	p := &process{database: c.DatabaseURL, redis: c.RedisURL, ops: c.OpsListen, log: c.logger(s)}
+	return p.run(ctx, true, &c.clientFlags)
+}

@@ -1,0 +1,97 @@
+package app
+
+import (
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"strings"
+	"time"
+
+	"github.com/commitcast/commitcast/broadcaster"
+)
+
+// databaseFlags say where the database is.
+type databaseFlags struct {
+	DatabaseURL string `required:"" env:"DATABASE_URL" placeholder:"URL" help:"Postgres 14 or later, a direct connection to the primary: postgres://user:password@host:5432/db."`
+}
+
+// streamFlags say where the stream is.
+type streamFlags struct {
+	RedisURL string `env:"REDIS_URL" placeholder:"URL" help:"Redis 7.0 or later: redis://user:password@host:6379/0."`
+}
+
+// processFlags are those of every long-running command.
+type processFlags struct {
+	OpsListen string `env:"COMMITCAST_OPS_LISTEN" default:"127.0.0.1:8081" placeholder:"ADDR" help:"Address of /healthz, /readyz and /metrics (${default}); empty for none."`
+	LogLevel  string `env:"COMMITCAST_LOG_LEVEL" enum:"debug,info,warn,error" default:"info" help:"debug, info, warn or error (${default})."`
+	LogFormat string `env:"COMMITCAST_LOG_FORMAT" enum:"text,json" default:"text" help:"text or json (${default})."`
+}
+
+// workerFlags are those of commands that run a worker.
+type workerFlags struct{}
+
+// clientFlags are those of commands that serve clients.
+type clientFlags struct {
+	Listen         string        `env:"COMMITCAST_LISTEN" default:"127.0.0.1:8080" placeholder:"ADDR" help:"Address for clients (${default})."`
+	Auth           string        `env:"COMMITCAST_AUTH" placeholder:"MODE" help:"How clients are authenticated. 'off': not at all, everybody may read every topic."`
+	AllowPublic    bool          `env:"COMMITCAST_ALLOW_PUBLIC" help:"With --auth=off: serve on an address that is not loopback all the same."`
+	Origins        []string      `env:"COMMITCAST_ORIGINS" placeholder:"HOST" help:"Hosts of pages on other origins that may connect, as patterns: *.example.com."`
+	Node           string        `env:"COMMITCAST_NODE" help:"Name of this node, for clients and logs (host name and random digits)."`
+	Heartbeat      time.Duration `env:"COMMITCAST_HEARTBEAT" default:"15s" help:"How often clients hear the heads of their topics (${default})."`
+	MaxConnections int           `env:"COMMITCAST_MAX_CONNECTIONS" default:"50000" help:"Clients at once; further ones get 503 (${default})."`
+	Drain          time.Duration `env:"COMMITCAST_DRAIN" default:"5s" help:"Window over which clients are closed at shutdown (${default})."`
+}
+
+// check refuses to serve without authentication unless that was asked for.
+func (f *clientFlags) check() error {
+	switch f.Auth {
+	case "off":
+	case "":
+		return usageError{fmt.Errorf("say --auth=off to serve clients without authentication; other modes are not in this version")}
+	default:
+		return usageError{fmt.Errorf("--auth=%s: this version knows only --auth=off", f.Auth)}
+	}
+	if !f.AllowPublic && !loopback(f.Listen) {
+		return usageError{fmt.Errorf("--auth=off on %s would let anybody in; listen on 127.0.0.1 behind a proxy, or insist with --allow-public", f.Listen)}
+	}
+	if f.Heartbeat < time.Second {
+		return usageError{fmt.Errorf("--heartbeat=%v: must be at least 1s", f.Heartbeat)}
+	}
+	if f.MaxConnections < 1 {
+		return usageError{fmt.Errorf("--max-connections=%d: must be at least 1", f.MaxConnections)}
+	}
+	if f.Drain < 0 {
+		return usageError{fmt.Errorf("--drain=%v: must not be negative", f.Drain)}
+	}
+	return nil
+}
+
+func (f *clientFlags) config() broadcaster.Config {
+	return broadcaster.Config{Node: f.Node, Heartbeat: f.Heartbeat, MaxConnections: f.MaxConnections,
+		Drain: max(f.Drain, time.Millisecond), Origins: f.Origins}
+}
+
+// loopback reports whether an address can be reached from this machine only.
+func loopback(addr string) bool {
+	host, _, err := net.SplitHostPort(addr)
+	if err != nil {
+		return false
+	}
+	if strings.EqualFold(host, "localhost") {
+		return true
+	}
+	ip, err := netip.ParseAddr(host)
+	return err == nil && ip.IsLoopback()
+}
+
+// logger makes the process's logger.
+func (f *processFlags) logger(s *streams) *slog.Logger {
+	var level slog.Level
+	level.UnmarshalText([]byte(f.LogLevel)) // an enum of kong's: always valid
+	options := &slog.HandlerOptions{Level: level}
+	if f.LogFormat == "json" {
+		return slog.New(slog.NewJSONHandler(s.err, options))
+	}
+	return slog.New(slog.NewTextHandler(s.err, options))
+}

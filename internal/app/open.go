@@ -1,0 +1,56 @@
+package app
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/commitcast/commitcast/migrations"
+	"github.com/commitcast/commitcast/stream"
+)
+
+// openTimeout bounds the first contact with the database and with Redis, so that a wrong address is an error and not
+// a silent wait.
+const openTimeout = 10 * time.Second
+
+// OpenDatabase connects to the database and checks that its schema is the one that this binary knows.
+func OpenDatabase(ctx context.Context, url string) (*pgxpool.Pool, error) {
+	config, err := pgxpool.ParseConfig(url)
+	if err != nil {
+		return nil, fmt.Errorf("--database-url: %w", err)
+	}
+	// The database's own defaults are its applications' business; ours are these.
+	config.ConnConfig.RuntimeParams["application_name"] = "commitcast"
+	config.ConnConfig.RuntimeParams["default_transaction_isolation"] = "read committed"
+	config.ConnConfig.RuntimeParams["default_transaction_read_only"] = "off"
+	ctx, cancel := context.WithTimeout(ctx, openTimeout)
+	defer cancel()
+	pool, err := pgxpool.NewWithConfig(ctx, config)
+	if err != nil {
+		return nil, fmt.Errorf("database: %w", err)
+	}
+	if err := migrations.Check(ctx, pool); err != nil {
+		pool.Close()
+		return nil, fmt.Errorf("database: %w", err)
+	}
+	return pool, nil
+}
+
+// OpenStream connects to Redis or, without a URL, makes a stream in this process.
+func OpenStream(ctx context.Context, redisURL string, log *slog.Logger, metrics prometheus.Registerer) (stream.Stream, error) {
+	if redisURL == "" {
+		log.Info("no --redis-url: the stream is in this process, which serves one node only")
+		return stream.NewMemory(stream.MemoryConfig{}), nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, openTimeout)
+	defer cancel()
+	s, err := stream.NewRedis(ctx, redisURL, stream.RedisConfig{Logger: log, Registerer: metrics})
+	if err != nil {
+		return nil, fmt.Errorf("redis: %w", err)
+	}
+	return s, nil
+}
