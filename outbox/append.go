@@ -1,0 +1,88 @@
+package outbox
+
+import (
+	"context"
+	_ "embed"
+	"fmt"
+
+	"github.com/jackc/pgx/v5"
+)
+
+//go:embed append.sql
+var appendSQL string
+
+// Append adds events to a transaction that the caller owns and returns their ids, in order. Call it after the
+// transaction's last write to the rows that the events are about: offsets follow the order of these calls, not that of
+// the commits (see the package's guarantees). Workers find the events within their sweep, 50 ms, or at once if the
+// caller calls [Wake] after the commit.
+//
+// Errors: [ErrInvalidEvent], before anything was sent; or what Postgres answered, and then the transaction can only be
+// rolled back.
+func Append(ctx context.Context, tx pgx.Tx, events ...Event) ([]int64, error) {
+	var b buffer
+	for _, e := range events {
+		if _, err := b.add(e); err != nil {
+			return nil, err
+		}
+	}
+	if len(b.rows) == 0 {
+		return nil, nil
+	}
+	rows, _ := tx.Query(ctx, appendSQL, b.args()...)
+	ids, err := pgx.AppendRows(make([]int64, 0, len(b.rows)), rows, pgx.RowTo[int64])
+	if err != nil {
+		return nil, fmt.Errorf("outbox: adding events: %w", err)
+	}
+	return ids, nil
+}
+
+// buffer holds events that are still to be inserted.
+type buffer struct {
+	rows  []row
+	bytes int
+}
+
+// add checks an event and returns its place in the buffer.
+func (b *buffer) add(e Event) (int, error) {
+	r, err := encode(e)
+	if err != nil {
+		return 0, err
+	}
+	if len(b.rows) >= MaxEvents {
+		return 0, invalidf("a transaction can have %d events at most", MaxEvents)
+	}
+	if b.bytes+r.size() > MaxEventBytes {
+		return 0, invalidf("the events of a transaction can have %d bytes of data and headers at most", MaxEventBytes)
+	}
+	b.rows = append(b.rows, r)
+	b.bytes += r.size()
+	return len(b.rows) - 1, nil
+}
+
+// truncate forgets all but the first n events.
+func (b *buffer) truncate(n int) {
+	for _, r := range b.rows[n:] {
+		b.bytes -= r.size()
+	}
+	clear(b.rows[n:])
+	b.rows = b.rows[:n]
+}
+
+// args are the arguments of append.sql.
+func (b *buffer) args() []any {
+	n := len(b.rows)
+	all := make([]string, 5*n)
+	topics, types, keys, data, headers := all[:n:n], all[n:2*n:2*n], all[2*n:3*n:3*n], all[3*n:4*n:4*n], all[4*n:]
+	for i, r := range b.rows {
+		topics[i], types[i], keys[i], data[i], headers[i] = r.topic, r.typ, r.key, r.data, r.headers
+	}
+	return []any{topics, types, keys, data, headers}
+}
+
+// partitions is the set of partitions of the buffered events, one bit each.
+func (b *buffer) partitions() (set uint32) {
+	for _, r := range b.rows {
+		set |= 1 << partitionOf(r.topic)
+	}
+	return set
+}
