@@ -1,0 +1,245 @@
+package services
+
+import (
+	"context"
+	_ "embed"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// installTimeout bounds an installation: a Chromium over a slow line.
+const installTimeout = 15 * time.Minute
+
+//go:embed install_debian.sh
+var installDebian string
+
+// need is something that must be there, and how to get it.
+type need struct {
+	what    string // as in "Postgres 14 or later"
+	instead string // the environment variable that makes it unnecessary, "" = none
+	find    func() error
+	debian  []string // packages
+	brew    []string // formulae
+	cask    bool     // of brew
+}
+
+var (
+	postgresNeed = need{
+		what: fmt.Sprintf("Postgres %d or later", minPostgres), instead: "DATABASE_URL",
+		find: finds(findPostgres), debian: []string{"postgresql"}, brew: []string{"postgresql@17"},
+	}
+	// redis-tools has the server too, without the service that redis-server would start on the machine.
+	redisNeed = need{
+		what: fmt.Sprintf("Redis %d.0 or later", minRedis), instead: "REDIS_URL",
+		find: finds(findRedis), debian: []string{"redis-tools"}, brew: []string{"redis"},
+	}
+	chromiumNeed = need{
+		what: "Chromium or Chrome", instead: "CHROME_BIN",
+		find: finds(FindChromium), debian: []string{"chromium"}, brew: []string{"chromium"}, cask: true,
+	}
+	compilerNeed = need{
+		what: "a C compiler", find: finds(findCompiler), debian: []string{"gcc", "libc6-dev"},
+	}
+)
+
+func finds[T any](find func() (T, error)) func() error {
+	return func() error { _, err := find(); return err }
+}
+
+// MissingError says that programs are missing and could not be installed. Its text is one line.
+type MissingError struct {
+	needs  []need
+	found  []string // why each was not good enough
+	reason string   // why it was not installed
+}
+
+func (e *MissingError) Error() string {
+	var whats, instead, debian, brew []string
+	cask := ""
+	for _, n := range e.needs {
+		whats = append(whats, n.what)
+		debian = append(debian, n.debian...)
+		brew = append(brew, n.brew...)
+		if n.instead != "" {
+			instead = append(instead, n.instead)
+		}
+		if n.cask {
+			cask = "--cask "
+		}
+	}
+	how := ""
+	if _, err := exec.LookPath("apt-get"); err == nil {
+		how = " (apt-get install " + strings.Join(debian, " ") + ")"
+	} else if runtime.GOOS == "darwin" && len(brew) > 0 {
+		how = " (brew install " + cask + strings.Join(brew, " ") + ")"
+	}
+	s := fmt.Sprintf("%s (%s): install %s%s", strings.Join(e.found, ", "), e.reason, strings.Join(whats, " and "), how)
+	if len(instead) > 0 {
+		s += " or set " + strings.Join(instead, " and ")
+	}
+	return oneLine(s)
+}
+
+// only says whether n alone is missing.
+func (e *MissingError) only(n need) bool { return len(e.needs) == 1 && e.needs[0].what == n.what }
+
+// lacking returns those needs that are not met and why.
+func lacking(needs []need) *MissingError {
+	e := &MissingError{}
+	for _, n := range needs {
+		if err := n.find(); err != nil {
+			e.needs = append(e.needs, n)
+			e.found = append(e.found, err.Error())
+		}
+	}
+	if len(e.needs) == 0 {
+		return nil
+	}
+	return e
+}
+
+// ensure installs what is missing, after saying so. The error is a *MissingError.
+func ensure(ctx context.Context, out io.Writer, needs ...need) error {
+	if lacking(needs) == nil {
+		return nil
+	}
+	// Test binaries of several packages may find the same thing missing at once; one installs, the others look again.
+	unlock, err := lockInstall(ctx)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	missing := lacking(needs)
+	if missing == nil {
+		return nil
+	}
+	reason := install(ctx, out, missing.needs)
+	after := lacking(needs)
+	if after == nil {
+		return nil
+	}
+	after.reason = "installed what there is"
+	if reason != nil {
+		after.reason = reason.Error()
+	}
+	return after
+}
+
+// install runs the system's package manager.
+func install(ctx context.Context, out io.Writer, needs []need) error {
+	ctx, cancel := context.WithTimeout(ctx, installTimeout)
+	defer cancel()
+
+	var packages []string
+	var commands []*exec.Cmd
+	by := ""
+	if _, err := exec.LookPath("apt-get"); err == nil {
+		for _, n := range needs {
+			packages = append(packages, n.debian...)
+		}
+		if slices.Contains(packages, "chromium") && isUbuntu() {
+			return errors.New("Ubuntu has Chromium as a snap only, which does not run everywhere")
+		}
+		by = "apt-get"
+		argv := append([]string{"sh", "-c", installDebian, "install"}, packages...)
+		if os.Geteuid() != 0 {
+			by = "sudo apt-get"
+			if exec.CommandContext(ctx, "sudo", "-n", "true").Run() != nil {
+				return errors.New("installing it needs root or a sudo that asks no password")
+			}
+			argv = append([]string{"sudo", "-n"}, argv...)
+		}
+		commands = append(commands, exec.CommandContext(ctx, argv[0], argv[1:]...))
+	} else if _, err := exec.LookPath("brew"); err == nil {
+		by = "brew"
+		for _, n := range needs {
+			if len(n.brew) == 0 {
+				continue
+			}
+			argv := []string{"install", "--quiet"}
+			if n.cask {
+				argv = append(argv, "--cask")
+			}
+			packages = append(packages, n.brew...)
+			commands = append(commands, exec.CommandContext(ctx, "brew", append(argv, n.brew...)...))
+		}
+	}
+	if len(packages) == 0 {
+		return errors.New("there is no apt-get or brew to install it with")
+	}
+
+	fmt.Fprintf(out, "commitcast: installing %s with %s\n", strings.Join(packages, ", "), by)
+	for _, cmd := range commands {
+		cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // an interrupted apt-get leaves packages half configured
+		cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
+		cmd.WaitDelay = time.Minute
+		if output, err := cmd.CombinedOutput(); err != nil {
+			return fmt.Errorf("%s failed: %s", by, lastLine(string(output), err.Error()))
+		}
+	}
+	return nil
+}
+
+// lockInstall waits until no other process of this user installs.
+func lockInstall(ctx context.Context) (unlock func(), err error) {
+	path := filepath.Join(os.TempDir(), fmt.Sprintf("commitcast-install-%d.lock", os.Geteuid()))
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("locking the installation: %w", err)
+	}
+	for {
+		err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
+		if err == nil {
+			return func() { f.Close() }, nil
+		}
+		select {
+		case <-ctx.Done():
+			f.Close()
+			return nil, fmt.Errorf("waiting for another installation: %w", ctx.Err())
+		case <-time.After(200 * time.Millisecond):
+		}
+	}
+}
+
+func isUbuntu() bool {
+	text, err := os.ReadFile("/etc/os-release")
+	return err == nil && strings.Contains(string(text), "\nID=ubuntu")
+}
+
+// lastLine is the last line of a program's output that is not empty, or other.
+func lastLine(output, other string) string {
+	lines := strings.Split(strings.TrimSpace(output), "\n")
+	if last := oneLine(lines[len(lines)-1]); last != "" {
+		return last
+	}
+	return other
+}
+
+// EnsureChromium returns the path of a Chromium or Chrome, and installs one if there is none, after saying so on out
+// (nil = os.Stderr). The error is a [MissingError].
+func EnsureChromium(ctx context.Context, out io.Writer) (string, error) {
+	if out == nil {
+		out = os.Stderr
+	}
+	if err := ensure(ctx, out, chromiumNeed); err != nil {
+		return "", err
+	}
+	return FindChromium()
+}
+
+// EnsureCompiler sees to a C compiler, which Go's race detector needs, in the same way.
+func EnsureCompiler(ctx context.Context, out io.Writer) error {
+	if out == nil {
+		out = os.Stderr
+	}
+	return ensure(ctx, out, compilerNeed)
+}

@@ -1,0 +1,37 @@
+# Installs the packages given as arguments, on Debian and Ubuntu, as root.
+# Called by install.go, with sh -c.
+# Keeps: no server of the system is created or started. While installing, postgresql-common is told not to create its
+# usual cluster, and gets its own configuration back afterwards. (The Redis server comes in redis-tools, which has no
+# service.)
+set -e
+export DEBIAN_FRONTEND=noninteractive LC_ALL=C
+conf=/etc/postgresql-common/createcluster.conf
+saved=
+
+restore() {
+    if [ -n "$saved" ]; then
+        mv -f "$saved" "$conf"
+    elif [ -f /usr/share/postgresql-common/createcluster.conf ]; then
+        cp /usr/share/postgresql-common/createcluster.conf "$conf"
+    else
+        rm -f "$conf"
+    fi
+}
+
+for package; do
+    if [ "$package" = postgresql ]; then
+        mkdir -p "${conf%/*}"
+        if [ -e "$conf" ]; then
+            saved="$conf.before-commitcast"
+            cp -p "$conf" "$saved"
+        fi
+        trap restore EXIT
+        trap 'exit 143' HUP INT TERM
+        echo 'create_main_cluster = false' >>"$conf"
+        break
+    fi
+done
+
+# A repository that cannot be reached need not be the one that is wanted.
+apt-get update -qq || true
+apt-get install -y -qq --no-install-recommends -o DPkg::Lock::Timeout=120 -o Dpkg::Options::=--force-confold "$@"
