@@ -58,12 +58,18 @@ func Up(ctx context.Context, databaseURL string, log *slog.Logger) error {
 			}
 			s.log.InfoContext(ctx, "migrated", "version", m.version, "name", m.name, "took", time.Since(start).Round(time.Millisecond))
 		}
-		river, err := riverMigrator(s.pool, s.log)
+		// River would log a line for each of its steps, and one if there is none.
+		river, err := riverMigrator(s.pool, slog.New(slog.DiscardHandler))
 		if err != nil {
 			return fmt.Errorf("preparing River's migrations: %w", err)
 		}
-		if _, err := river.Migrate(ctx, rivermigrate.DirectionUp, nil); err != nil {
+		start := time.Now()
+		done, err := river.Migrate(ctx, rivermigrate.DirectionUp, nil)
+		if err != nil {
 			return stepError("migrating River's tables", err)
+		}
+		if n := len(done.Versions); n > 0 {
+			s.log.InfoContext(ctx, "migrated River's tables", "version", done.Versions[n-1].Version, "took", time.Since(start).Round(time.Millisecond))
 		}
 		if _, err := s.conn.Exec(ctx, `SELECT commitcast.ensure_leaves($1)`, leavesAhead); err != nil {
 			return stepError("making journal leaves", err)
