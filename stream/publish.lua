@@ -1,0 +1,76 @@
+#!lua
+-- Appends one run of a topic's events to its Stream and announces it, atomically.
+-- Called by: Redis.Publish (EVALSHA, many in one pipeline).
+-- Locks: none; a script is alone.
+-- Invariant: the Stream holds consecutive offsets as ids `<offset>-0`, and what it holds up to its last-generated-id
+-- was taken in offset order. Nothing is announced that is not stored.
+--
+-- KEYS[1]  the Stream, and the name of the sharded channel
+-- ARGV     1 first offset   2 last offset   3 '1': restart   4 '1': announce even what is there already
+--          5 entries to keep   6 milliseconds to live   7 version and epoch   8 topic   9… frames, one an offset
+-- Returns  {'A' | 'D' | 'G', next offset wanted}, or the error of the command that was refused.
+--
+-- Offsets are doubles here, exact up to 2^53; %.0f writes them without exponent.
+-- The shebang has no flags: at maxmemory or on a replica Redis refuses the script before it has changed anything.
+local key = KEYS[1]
+local first, last = tonumber(ARGV[1]), tonumber(ARGV[2])
+local announce = ARGV[4] == '1'
+local FRAMES = 9
+
+local function text(n) return string.format('%.0f', n) end
+
+-- top is the last offset taken, or nil where any offset may come first. It is the last-generated-id, not the last
+-- entry: after XDEL or XTRIM the two differ, every smaller XADD would fail, and what is missing cannot be served. Such
+-- a Stream, a key of another type, and ids that are not ours are dropped.
+local top
+if ARGV[3] == '1' then
+  redis.call('UNLINK', key)
+elseif redis.call('EXISTS', key) == 1 then
+  local info = redis.pcall('XINFO', 'STREAM', key)
+  if not info.err then
+    local id, entry
+    for i = 1, #info, 2 do
+      if info[i] == 'last-generated-id' then id = info[i + 1] end
+      if info[i] == 'last-entry' then entry = info[i + 1] end
+    end
+    local offset = string.match(id, '^(%d+)%-0$')
+    if entry and entry[1] == id and offset then top = tonumber(offset) end
+    if top and top > 9007199254740991 then top = nil end
+  elseif string.sub(info.err, 1, 9) ~= 'WRONGTYPE' then
+    return info
+  end
+  if not top then redis.call('UNLINK', key) end
+end
+
+if top and first > top + 1 then
+  return {'G', text(top + 1)}
+end
+
+local outcome, start = 'A', first
+if top and last <= top then
+  if not announce then return {'D', text(top + 1)} end
+  outcome = 'D'
+else
+  if top and first <= top then start = top + 1 end
+  for offset = start, last do
+    local frame = ARGV[FRAMES + offset - first]
+    local id = text(offset) .. '-0'
+    local ok
+    if offset == last then
+      ok = redis.pcall('XADD', key, 'MAXLEN', '~', ARGV[5], id, 'f', frame)
+    else
+      ok = redis.pcall('XADD', key, id, 'f', frame)
+    end
+    -- What was stored so far is not announced: the caller gets an error and repeats with announce.
+    if type(ok) == 'table' and ok.err then return ok end
+  end
+  redis.call('PEXPIRE', key, ARGV[6])
+  top = last
+end
+
+if announce then start = first end
+local header = ARGV[7] .. ' ' .. text(start) .. ' ' .. text(last) .. ' ' .. ARGV[8]
+local message = header .. '\n' .. table.concat(ARGV, '\n', FRAMES + start - first, FRAMES + last - first)
+local heard = redis.pcall('SPUBLISH', key, message)
+if type(heard) == 'table' and heard.err then return heard end
+return {outcome, text(top + 1)}

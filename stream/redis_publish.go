@@ -1,0 +1,165 @@
+package stream
+
+import (
+	"context"
+	_ "embed"
+	"errors"
+	"fmt"
+	"strconv"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+)
+
+//go:embed publish.lua
+var publishSource string
+
+//go:embed range.lua
+var rangeSource string
+
+var (
+	publishScript = redis.NewScript(publishSource)
+	rangeScript   = redis.NewScript(rangeSource)
+)
+
+// Publish implements [Stream]: all offers in one pipeline. Offers of one topic are taken in the order given.
+func (r *Redis) Publish(ctx context.Context, offers []Offer) (answers []Answer, err error) {
+	if len(offers) == 0 {
+		return nil, nil
+	}
+	if err := r.checkVersion(ctx); err != nil {
+		return nil, err
+	}
+	start := time.Now()
+	defer func() { r.metrics.published(start, len(offers), answers, err) }()
+
+	answers = make([]Answer, len(offers))
+	calls := make([]publishCall, 0, len(offers))
+	for i, o := range offers {
+		if err := o.check(); err != nil {
+			answers[i].Err = err
+			continue
+		}
+		for _, part := range o.parts() {
+			calls = append(calls, publishCall{offer: i, key: part.key(), args: r.publishArgs(part)})
+		}
+	}
+	if err := r.call(ctx, calls); err != nil {
+		return nil, unavailable(fmt.Sprintf("publish %d runs to redis", len(offers)), err)
+	}
+	for _, c := range calls {
+		a := answerOf(c.cmd)
+		if prev := &answers[c.offer]; *prev == (Answer{}) {
+			*prev = a
+		} else {
+			*prev = prev.merge(a)
+		}
+	}
+	return answers, nil
+}
+
+// publishCall is one call of publish.lua.
+type publishCall struct {
+	offer int // index into offers
+	key   string
+	args  []any
+	cmd   *redis.Cmd
+}
+
+// call runs the calls in one pipeline, and those that found no script in a second one, by its text. These announce in
+// any case: had someone else loaded the script in between, a later run may have been taken before. It fails if any call
+// failed for a reason that is not its own.
+func (r *Redis) call(ctx context.Context, calls []publishCall) error {
+	if len(calls) == 0 {
+		return nil
+	}
+	pipe := r.client.Pipeline()
+	for i := range calls {
+		c := &calls[i]
+		c.cmd = pipe.EvalSha(ctx, publishScript.Hash(), []string{c.key}, c.args...)
+	}
+	pipe.Exec(ctx) // each command holds its own error
+	var missing []*publishCall
+	for i := range calls {
+		if err := calls[i].cmd.Err(); err != nil && redis.HasErrorPrefix(err, "NOSCRIPT") {
+			missing = append(missing, &calls[i])
+		} else if err != nil && isUnavailable(err) {
+			return err
+		}
+	}
+	if len(missing) == 0 {
+		return nil
+	}
+	pipe = r.client.Pipeline()
+	for _, c := range missing {
+		c.args[announceArg] = flag(true)
+		c.cmd = pipe.Eval(ctx, publishSource, []string{c.key}, c.args...)
+	}
+	pipe.Exec(ctx)
+	for _, c := range missing {
+		if err := c.cmd.Err(); err != nil && isUnavailable(err) {
+			return err
+		}
+	}
+	return nil
+}
+
+const announceArg = 3 // its index in publishArgs
+
+// publishArgs are the arguments of publish.lua.
+func (r *Redis) publishArgs(o Offer) []any {
+	args := make([]any, 0, 8+len(o.Frames))
+	args = append(args,
+		strconv.FormatInt(o.First, 10), strconv.FormatInt(o.Last(), 10), flag(o.Restart), flag(o.Announce),
+		strconv.Itoa(r.cfg.MaxLen), strconv.FormatInt(max(1, r.cfg.MaxAge.Milliseconds()), 10),
+		messageVersion+" "+o.Epoch, o.Topic)
+	for _, f := range o.Frames {
+		args = append(args, f)
+	}
+	return args
+}
+
+func flag(b bool) string {
+	if b {
+		return "1"
+	}
+	return "0"
+}
+
+// answerOf reads what publish.lua returned.
+func answerOf(cmd *redis.Cmd) Answer {
+	reply, err := cmd.StringSlice()
+	if err != nil {
+		return Answer{Err: fmt.Errorf("publish to redis: %w", err)}
+	}
+	if len(reply) == 2 {
+		outcome := map[string]Outcome{"A": Appended, "D": Duplicate, "G": Gap}[reply[0]]
+		if next, err := strconv.ParseInt(reply[1], 10, 64); err == nil && outcome != 0 {
+			return Answer{Outcome: outcome, Next: next}
+		}
+	}
+	return Answer{Err: fmt.Errorf("publish to redis: the script answered %q", reply)}
+}
+
+// Range implements [Stream].
+func (r *Redis) Range(ctx context.Context, ch Channel, after int64) (Run, error) {
+	run := Run{Channel: ch, First: after + 1}
+	if after < 0 {
+		return run, nil // no event has such an offset
+	}
+	if err := r.checkVersion(ctx); err != nil {
+		return run, err
+	}
+	frames, err := rangeScript.Run(ctx, r.client, []string{ch.key()},
+		strconv.FormatInt(after+1, 10), MaxRangeFrames, MaxRangeBytes).StringSlice()
+	if err != nil && !errors.Is(err, redis.Nil) {
+		return run, unavailable("read a range from redis", err)
+	}
+	if len(frames) > 0 {
+		run.Frames = make([][]byte, len(frames))
+		for i, f := range frames {
+			run.Frames[i] = []byte(f)
+		}
+	}
+	return run, nil
+}
