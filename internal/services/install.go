@@ -112,6 +112,9 @@ func ensure(ctx context.Context, out io.Writer, needs ...need) error {
 	if lacking(needs) == nil {
 		return nil
 	}
+	if out == nil {
+		out = os.Stderr
+	}
 	// Test binaries of several packages may find the same thing missing at once; one installs, the others look again.
 	unlock, err := lockInstall(ctx)
 	if err != nil {
@@ -224,22 +227,22 @@ func lastLine(output, other string) string {
 	return other
 }
 
-// EnsureChromium returns the path of a Chromium or Chrome, and installs one if there is none, after saying so on out
-// (nil = os.Stderr). The error is a [MissingError].
+// EnsurePostgres, EnsureRedis, EnsureChromium and EnsureCompiler see to it that the programs are there: they install
+// what is missing, after saying so on out (nil = os.Stderr). The error is a [MissingError].
+
+// EnsurePostgres sees to what StartPostgres needs.
+func EnsurePostgres(ctx context.Context, out io.Writer) error { return ensure(ctx, out, postgresNeed) }
+
+// EnsureRedis sees to what StartRedis needs.
+func EnsureRedis(ctx context.Context, out io.Writer) error { return ensure(ctx, out, redisNeed) }
+
+// EnsureChromium sees to a Chromium or Chrome and returns its path.
 func EnsureChromium(ctx context.Context, out io.Writer) (string, error) {
-	if out == nil {
-		out = os.Stderr
-	}
 	if err := ensure(ctx, out, chromiumNeed); err != nil {
 		return "", err
 	}
 	return FindChromium()
 }
 
-// EnsureCompiler sees to a C compiler, which Go's race detector needs, in the same way.
-func EnsureCompiler(ctx context.Context, out io.Writer) error {
-	if out == nil {
-		out = os.Stderr
-	}
-	return ensure(ctx, out, compilerNeed)
-}
+// EnsureCompiler sees to a C compiler, which Go's race detector needs.
+func EnsureCompiler(ctx context.Context, out io.Writer) error { return ensure(ctx, out, compilerNeed) }
