@@ -40,6 +40,13 @@ CREATE TABLE commitcast.epoch (
     began_at    timestamptz NOT NULL DEFAULT clock_timestamp()
 );
 
+-- The ordinal of the current epoch, in a table that crash recovery empties. Postgres also recovers when just one of its
+-- processes was killed, under the same postmaster: commits that did not wait for the disk (synchronous_commit = off)
+-- are lost then, and their event ids are given again, while the incarnation stays the same.
+CREATE UNLOGGED TABLE commitcast.uncrashed (
+    ordinal     integer PRIMARY KEY
+);
+
 -- ---------------------------------------------------------------------------------------------------------------
 -- Stage 1: events of committed transactions, not yet sequenced. Normally a few rows.
 
@@ -168,7 +175,8 @@ END $$;
 -- ---------------------------------------------------------------------------------------------------------------
 -- Functions for workers.
 
--- check_epoch: the name of the current epoch; begins a new one when the incarnation has changed.
+-- check_epoch: the name of the current epoch; begins a new one when the incarnation has changed or the server has
+-- recovered from a crash.
 -- Called by sequence and by every new worker connection. Locks: epoch (share row exclusive), only to begin one.
 CREATE FUNCTION commitcast.check_epoch() RETURNS text
     LANGUAGE plpgsql VOLATILE
@@ -178,10 +186,11 @@ DECLARE
     e commitcast.epoch;
 BEGIN
     SELECT * INTO e FROM commitcast.epoch ORDER BY ordinal DESC LIMIT 1;
-    IF e.incarnation = now_incarnation THEN
+    IF e.incarnation = now_incarnation AND EXISTS (SELECT FROM commitcast.uncrashed WHERE ordinal = e.ordinal) THEN
         RETURN e.name;
     END IF;
-    RETURN commitcast.begin_epoch(now_incarnation, 'incarnation changed');
+    RETURN commitcast.begin_epoch(now_incarnation,
+        CASE WHEN e.incarnation = now_incarnation THEN 'crash recovery' ELSE 'incarnation changed' END);
 END $$;
 
 -- begin_epoch: begins a new epoch, unless another session has begun one for the same incarnation meanwhile.
@@ -197,7 +206,7 @@ BEGIN
     PERFORM set_config('synchronous_commit', 'on', true);
     LOCK TABLE commitcast.epoch IN SHARE ROW EXCLUSIVE MODE;
     SELECT * INTO e FROM commitcast.epoch ORDER BY ordinal DESC LIMIT 1;
-    IF e.incarnation = new_incarnation THEN
+    IF e.incarnation = new_incarnation AND EXISTS (SELECT FROM commitcast.uncrashed WHERE ordinal = e.ordinal) THEN
         RETURN e.name;
     END IF;
     n := coalesce(e.ordinal, 0) + 1;
@@ -205,6 +214,8 @@ BEGIN
     new_name := n || '-' || encode(substr(uuid_send(gen_random_uuid()), 1, 4), 'hex');
     INSERT INTO commitcast.epoch (ordinal, name, incarnation, born, reason)
     VALUES (n, new_name, coalesce(new_incarnation, commitcast.incarnation()), pg_postmaster_start_time(), why);
+    DELETE FROM commitcast.uncrashed;
+    INSERT INTO commitcast.uncrashed VALUES (n);
     RETURN new_name;
 END $$;
 
@@ -293,6 +304,10 @@ END $$;
 -- Called by migrate and by the worker's upkeep. Locks: journal (share update exclusive), briefly.
 CREATE FUNCTION commitcast.ensure_leaves(days_ahead integer) RETURNS integer
     LANGUAGE plpgsql VOLATILE
+    -- Days are days in UTC, and bounds are written as text: a session's zone would move the one, and its date style
+    -- can make the other ambiguous.
+    SET TimeZone = 'UTC'
+    SET DateStyle = 'ISO, YMD'
     AS $$
 DECLARE
     today date := (now() AT TIME ZONE 'UTC')::date;
