@@ -31,8 +31,8 @@ var (
 )
 
 // Main runs a package's tests, ends the shared servers, looks for goroutines that were left behind, and exits. It is
-// the whole of TestMain.
-func Main(m *testing.M, options ...goleak.Option) {
+// the whole of TestMain. m is the *testing.M, or what wraps it to tidy up after the tests.
+func Main(m interface{ Run() int }, options ...goleak.Option) {
 	inMain = true
 	code := m.Run()
 	for _, s := range []*shared{sharedPostgres, sharedRedis} {

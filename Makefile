@@ -1,0 +1,37 @@
+# Everything here works on a fresh machine with Go and make only: Postgres and Redis are found, or installed after
+# saying so, and run privately. DATABASE_URL and REDIS_URL, when set, are used instead. Go modules come as usual.
+
+# Packages whose goroutines meet most; `make ci` runs them under the race detector.
+CORE = ./wire/... ./stream/... ./outbox/... ./worker/... ./broadcaster/...
+
+# Longer than any package needs on a busy machine; a hang shows its goroutines before CI gives up.
+TIMEOUT = 8m
+
+UP = go run ./internal/services/up
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test race lint bench ci
+
+help: ## Show this
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: ## Run the live demonstration and say where to look
+	@go run ./cmd/demo
+
+test: ## Run all tests, against real Postgres, Redis and a browser
+	@$(UP) --browser -- go test -count=1 -timeout=$(TIMEOUT) ./...
+
+race: ## Run all tests under the race detector
+	@$(UP) --browser --compiler -- go test -race -count=1 -timeout=$(TIMEOUT) ./...
+
+lint: ## Check format, go vet, staticcheck and the modules' checksums
+	@unformatted=$$(gofmt -l .); test -z "$$unformatted" || { echo "gofmt -w these:"; echo "$$unformatted"; exit 1; }
+	@go vet ./...
+	@go tool staticcheck ./...
+	@go mod verify
+
+bench: ## Measure throughput and latency (QUICK=1: one short round)
+	@QUICK=$(QUICK) go run ./internal/bench
+
+ci: lint test ## What has to pass: lint, all tests, the core under the race detector
+	@$(UP) --compiler -- go test -race -count=1 -timeout=$(TIMEOUT) $(CORE)
