@@ -199,6 +199,13 @@ func (b *Broadcaster) Epoch() string {
 // Node is the name of this node.
 func (b *Broadcaster) Node() string { return b.cfg.Node }
 
+// Connections is how many clients are connected.
+func (b *Broadcaster) Connections() int {
+	b.mu.RLock()
+	defer b.mu.RUnlock()
+	return len(b.sessions)
+}
+
 // ErrPolling is what Ready wraps while events come by polling the journal instead of by push.
 var ErrPolling = errors.New("the stream is down: events come by polling the journal")
 

@@ -86,6 +86,7 @@ func (p *process) run(ctx context.Context, withWorker bool, clients *clientFlags
 	}
 	if opsListener != nil {
 		stages = append(stages, serve("ops", opsListener, opsHandler(checks, metrics)))
+		p.log.Info("serving operators", "url", "http://"+opsListener.Addr().String())
 	}
 	if clients != nil {
 		p.log.Info("serving clients", "url", "ws://"+clientListener.Addr().String()+"/v1/ws")

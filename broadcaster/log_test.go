@@ -1,0 +1,120 @@
+package broadcaster
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"strings"
+	"testing"
+
+	"github.com/commitcast/commitcast/stream"
+)
+
+func run(epoch string, from, to int64) stream.Run {
+	r := stream.Run{Channel: stream.Channel{Epoch: epoch, Topic: "t"}, First: from}
+	for n := from; n <= to; n++ {
+		r.Frames = append(r.Frames, fmt.Appendf(nil, "%d", n))
+	}
+	return r
+}
+
+func readAll(l *sharedLog, cursor int64, budget int) (string, int64, readState) {
+	p, cursor, state := l.read(make([]byte, headerRoom), "e", cursor, budget)
+	return strings.ReplaceAll(string(p[headerRoom:]), "\n", " "), cursor, state
+}
+
+func TestLogTakesOnlyWhatFollows(t *testing.T) {
+	l := &sharedLog{maxEvents: 5, maxBytes: 1 << 10}
+	if grew, gap := l.append(run("e", 1, 3)); grew || gap {
+		t.Fatal("a log without a position took a run")
+	}
+	l.start("e", 4)
+	for _, c := range []struct {
+		run       stream.Run
+		grew, gap bool
+		holds     string
+	}{
+		{run("e", 6, 6), false, true, ""},
+		{run("f", 4, 4), false, false, ""},
+		{run("e", 4, 5), true, false, "4 5"},
+		{run("e", 3, 5), false, false, "4 5"},
+		{run("e", 4, 7), true, false, "4 5 6 7"},
+		{run("e", 9, 9), false, true, "4 5 6 7"},
+		{run("e", 8, 11), true, false, "7 8 9 10 11"},
+	} {
+		grew, gap := l.append(c.run)
+		got, _, _ := readAll(l, l.first-1, 1<<20)
+		if grew != c.grew || gap != c.gap || got != c.holds {
+			t.Fatalf("append %d..%d of %s: grew %v gap %v holds %q, want %v %v %q",
+				c.run.First, c.run.Last(), c.run.Epoch, grew, gap, got, c.grew, c.gap, c.holds)
+		}
+	}
+	if _, _, state := readAll(l, 5, 100); state != readBehind {
+		t.Fatalf("a cursor before the log: %v", state)
+	}
+	if _, cursor, state := readAll(l, 11, 100); state != readCurrent || cursor != 11 {
+		t.Fatalf("a cursor at the end: %v at %d", state, cursor)
+	}
+	if _, _, state := l.read(nil, "f", 11, 100); state != readForeign {
+		t.Fatalf("another epoch: %v", state)
+	}
+}
+
+func TestLogReadsWithinBudget(t *testing.T) {
+	l := &sharedLog{maxEvents: 100, maxBytes: 1 << 10}
+	l.start("e", 1)
+	l.append(run("e", 1, 9))
+	for _, c := range []struct {
+		budget int
+		want   string
+		state  readState
+	}{{0, "1", readMore}, {1, "1", readMore}, {2, "1 2", readMore}, {3, "1 2", readMore}, {17, "1 2 3 4 5 6 7 8 9", readCurrent}} {
+		if got, _, state := readAll(l, 0, c.budget); got != c.want || state != c.state {
+			t.Errorf("budget %d: %q %v, want %q %v", c.budget, got, state, c.want, c.state)
+		}
+	}
+}
+
+func TestLogBytesAreBounded(t *testing.T) {
+	l := &sharedLog{maxEvents: 1000, maxBytes: 50}
+	l.start("e", 1)
+	for n := int64(1); n < 500; n++ {
+		l.append(run("e", n, n))
+		if l.bytes > 50 || len(l.frames) > 300 {
+			t.Fatalf("at %d: %d bytes in %d slots", n, l.bytes, len(l.frames))
+		}
+	}
+	l.append(stream.Run{Channel: stream.Channel{Epoch: "e"}, First: 500, Frames: [][]byte{make([]byte, 100)}})
+	if l.first != 500 || l.next != 501 {
+		t.Fatalf("one frame over the limit must be kept: %d..%d", l.first, l.next)
+	}
+}
+
+// Any sequence of runs and reads shows each cursor consecutive offsets only.
+func TestLogNeverShowsAHole(t *testing.T) {
+	for seed := range uint64(2000) {
+		r := rand.New(rand.NewPCG(seed, 1))
+		l := &sharedLog{maxEvents: 1 + r.IntN(8), maxBytes: 1 << 10}
+		l.start("e", 1)
+		cursor := int64(0)
+		for range 60 {
+			switch r.IntN(3) {
+			case 0, 1:
+				from := max(1, l.next-3+int64(r.IntN(6)))
+				l.append(run("e", from, from+int64(r.IntN(4))))
+			case 2:
+				text, next, state := readAll(l, cursor, r.IntN(10))
+				for _, s := range strings.Fields(text) {
+					if cursor++; s != fmt.Sprint(cursor) {
+						t.Fatalf("seed %d: after %d came %s", seed, cursor-1, s)
+					}
+				}
+				if next != cursor {
+					t.Fatalf("seed %d: cursor %d after showing %d", seed, next, cursor)
+				}
+				if state == readBehind {
+					cursor = l.first - 1
+				}
+			}
+		}
+	}
+}
