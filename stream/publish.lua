@@ -10,7 +10,7 @@
 --          5 entries to keep   6 milliseconds to live   7 version and epoch   8 topic   9… frames, one an offset
 -- Returns  {'A' | 'D' | 'G', next offset wanted}, or the error of the command that was refused.
 --
--- Offsets are doubles here, exact up to 2^53; %.0f writes them without exponent.
+-- Offsets are doubles here, exact up to 2^53: nothing larger may be computed. %.0f writes them without exponent.
 -- The shebang has no flags: at maxmemory or on a replica Redis refuses the script before it has changed anything.
 local key = KEYS[1]
 local first, last = tonumber(ARGV[1]), tonumber(ARGV[2])
@@ -53,7 +53,7 @@ if top and last <= top then
 else
   if top and first <= top then start = top + 1 end
   for offset = start, last do
-    local frame = ARGV[FRAMES + offset - first]
+    local frame = ARGV[FRAMES + (offset - first)]
     local id = text(offset) .. '-0'
     local ok
     if offset == last then
@@ -70,7 +70,7 @@ end
 
 if announce then start = first end
 local header = ARGV[7] .. ' ' .. text(start) .. ' ' .. text(last) .. ' ' .. ARGV[8]
-local message = header .. '\n' .. table.concat(ARGV, '\n', FRAMES + start - first, FRAMES + last - first)
+local message = header .. '\n' .. table.concat(ARGV, '\n', FRAMES + (start - first), FRAMES + (last - first))
 local heard = redis.pcall('SPUBLISH', key, message)
 if type(heard) == 'table' and heard.err then return heard end
 return {outcome, text(top + 1)}
