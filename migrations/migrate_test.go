@@ -57,6 +57,10 @@ func TestUpTwiceDownAndUpAgain(t *testing.T) {
 		t.Errorf("Status after Up: %+v, %v", s, err)
 	}
 
+	if text := s.String(); !strings.HasSuffix(text, "up to date") {
+		t.Errorf("Status after Up prints %q", text)
+	}
+
 	if err := migrations.Down(ctx, postgres.URL(db), 0, nil); err != nil {
 		t.Fatal(err)
 	}
@@ -66,6 +70,9 @@ func TestUpTwiceDownAndUpAgain(t *testing.T) {
 	s, err = migrations.Status(ctx, postgres.URL(db))
 	if err != nil || !errors.Is(s.Err(), migrations.ErrNotMigrated) || s.Version != 0 || len(s.Pending) != migrations.Latest() {
 		t.Errorf("Status after Down: %+v, %v", s, err)
+	}
+	if text := s.String(); !strings.Contains(text, "0001_init") || !strings.Contains(text, "migrate up") {
+		t.Errorf("Status after Down prints %q", text)
 	}
 	up(t, db)
 	if again := one[string](t, conn, schemaSQL); again != first {

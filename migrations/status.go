@@ -3,6 +3,7 @@ package migrations
 import (
 	"context"
 	"fmt"
+	"strings"
 
 	"github.com/jackc/pgx/v5"
 )
@@ -14,6 +15,23 @@ type State struct {
 	Pending      []string // migrations still to be done, as in "0001_init"
 	RiverVersion int      // of River's tables; 0: there are none
 	RiverLatest  int      // what this binary works with
+}
+
+// String is what "commitcast migrate status" prints: columns separated by tabs.
+func (s State) String() string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "\tdatabase\tthis binary\n")
+	fmt.Fprintf(&b, "schema\t%d\t%d\n", s.Version, s.Latest)
+	fmt.Fprintf(&b, "River\t%d\t%d\n", s.RiverVersion, s.RiverLatest)
+	if len(s.Pending) > 0 {
+		fmt.Fprintf(&b, "pending\t%s\n", strings.Join(s.Pending, ", "))
+	}
+	if err := s.Err(); err != nil {
+		b.WriteString(err.Error())
+	} else {
+		b.WriteString("up to date")
+	}
+	return b.String()
 }
 
 // Err is nil if the state fits this binary, or what [Check] returns for it.
@@ -104,7 +122,7 @@ func (v versions) newer(riverLatest int) bool { return v.schema > Latest() || v.
 func (v versions) problem(riverLatest int) error {
 	switch {
 	case v.schema > Latest():
-		return fmt.Errorf("%w: the database has schema version %d and this binary knows %d: run a newer commitcast, or go back with the newer one's \"commitcast migrate down\"",
+		return fmt.Errorf("%w: the database has schema version %d and this binary knows %d: run a newer commitcast",
 			ErrNewerSchema, v.schema, Latest())
 	case v.river > riverLatest:
 		return fmt.Errorf("%w: River's tables have version %d and this binary knows %d: run a newer commitcast",
