@@ -30,7 +30,7 @@ func (c *migrateDown) Run(ctx context.Context, s *streams) error {
 	if !c.Yes {
 		return usageError{fmt.Errorf("migrate down removes the outbox, the journal and every event; repeat with --yes")}
 	}
-	return migrations.Down(ctx, c.DatabaseURL, slog.New(slog.NewTextHandler(s.err, nil)))
+	return migrations.Down(ctx, c.DatabaseURL, 0, slog.New(slog.NewTextHandler(s.err, nil)))
 }
 
 type migrateStatus struct{ databaseFlags }
