@@ -1,0 +1,397 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"crypto/sha256"
+	"embed"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"log/slog"
+	"mime"
+	"net/http"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/commitcast/commitcast/cmd/demo/lmsr"
+)
+
+//go:embed web
+var web embed.FS
+
+// Limits of the HTTP face.
+const (
+	// maxBody is far more than an order needs.
+	maxBody = 4 << 10
+	// requestTimeout bounds how long a request may wait for the database; people have given up before.
+	requestTimeout = 5 * time.Second
+	// maxPeople bounds how many traders visitors can make, and so the size of the table.
+	maxPeople = 5000
+	// personDeposit is what a new trader starts with.
+	personDeposit = 1000 * lmsr.Unit
+	// maxRequestID is the longest id of an order.
+	maxRequestID = 64
+	// cookieName names the cookie that says who trades.
+	cookieName = "commitcast_demo"
+)
+
+// securityHeaders are on every answer. The page loads nothing from elsewhere and runs nothing inline.
+var securityHeaders = map[string]string{
+	"Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; " +
+		"manifest-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types 'none'",
+	"X-Content-Type-Options":     "nosniff",
+	"Referrer-Policy":            "no-referrer",
+	"Cross-Origin-Opener-Policy": "same-origin",
+	"Permissions-Policy":         "camera=(), microphone=(), geolocation=()",
+}
+
+// server is the demo's HTTP face.
+type server struct {
+	x        *exchange
+	fleet    *fleet
+	pipe     *pipeline
+	tabs     *tabs
+	controls bool // whether the page may break things
+	log      *slog.Logger
+}
+
+// handler is the whole mux: the page, its API, and the broadcaster at /v1/ws, all of one origin.
+func (s *server) handler() http.Handler {
+	mux := http.NewServeMux()
+	files, err := fs.Sub(web, "web")
+	if err != nil {
+		panic(err) // the folder is embedded
+	}
+	mux.Handle("GET /", noCache(http.FileServerFS(files)))
+	mux.Handle("POST /api/session", s.api(s.postSession))
+	mux.Handle("GET /api/markets", s.api(s.getMarkets))
+	mux.Handle("GET /api/check", s.api(s.getCheck))
+	mux.Handle("GET /api/status", s.api(s.getStatus))
+	mux.Handle("POST /api/trades", s.api(s.postTrade))
+	mux.Handle("POST /api/bots", s.api(s.control(s.postBots)))
+	mux.Handle("POST /api/chaos/cut", s.api(s.control(s.postCut)))
+	mux.Handle("POST /api/chaos/flush", s.api(s.control(s.postFlush)))
+	mux.Handle("POST /api/chaos/worker", s.api(s.control(s.postWorker)))
+	mux.Handle("GET /v1/ws", s.tabs.watch(s.pipe.handler()))
+
+	guarded := http.NewCrossOriginProtection().Handler(mux)
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		for name, value := range securityHeaders {
+			w.Header().Set(name, value)
+		}
+		guarded.ServeHTTP(w, r)
+	})
+}
+
+// noCache makes browsers ask again: the page changes with the binary.
+func noCache(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Cache-Control", "no-cache")
+		next.ServeHTTP(w, r)
+	})
+}
+
+// api turns a function that returns an answer or an error into a handler.
+func (s *server) api(f func(w http.ResponseWriter, r *http.Request) (any, error)) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		ctx, cancel := context.WithTimeout(r.Context(), requestTimeout)
+		defer cancel()
+		w.Header().Set("Cache-Control", "no-store")
+		r = r.WithContext(ctx)
+		answer, err := f(w, r)
+		if err != nil {
+			writeProblem(w, r, s.log, err)
+			return
+		}
+		body, err := json.Marshal(answer)
+		if err != nil {
+			writeProblem(w, r, s.log, fmt.Errorf("encoding the answer: %w", err))
+			return
+		}
+		w.Header().Set("Content-Type", "application/json")
+		_, _ = w.Write(body) // the client may be gone
+	})
+}
+
+// control refuses when the page may not break things.
+func (s *server) control(f func(http.ResponseWriter, *http.Request) (any, error)) func(http.ResponseWriter, *http.Request) (any, error) {
+	return func(w http.ResponseWriter, r *http.Request) (any, error) {
+		if !s.controls {
+			return nil, newProblem(http.StatusForbidden, "controls-off", "Controls are off", "this demo runs with --no-controls")
+		}
+		return f(w, r)
+	}
+}
+
+// decode reads a JSON body: one object, known fields only.
+func decode(w http.ResponseWriter, r *http.Request, into any) error {
+	if media, _, _ := mime.ParseMediaType(r.Header.Get("Content-Type")); media != "application/json" {
+		return newProblem(http.StatusUnsupportedMediaType, "media-type", "JSON only", "send Content-Type: application/json")
+	}
+	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
+	var large *http.MaxBytesError
+	if errors.As(err, &large) {
+		return newProblem(http.StatusRequestEntityTooLarge, "too-large", "The request is too large",
+			fmt.Sprintf("at most %d bytes", maxBody))
+	}
+	if err != nil {
+		return badRequest("the body broke off")
+	}
+	d := json.NewDecoder(bytes.NewReader(body))
+	d.DisallowUnknownFields()
+	if err := d.Decode(into); err != nil {
+		return badRequest(err.Error())
+	}
+	if _, err := d.Token(); !errors.Is(err, io.EOF) {
+		return badRequest("more than one JSON value")
+	}
+	return nil
+}
+
+// trader is who sent the request: the id behind the cookie. It returns errUnknownTrader if there is none.
+func (s *server) trader(r *http.Request) (id int64, name string, err error) {
+	cookie, err := r.Cookie(cookieName)
+	if err != nil {
+		return 0, "", errUnknownTrader
+	}
+	hash := sha256.Sum256([]byte(cookie.Value))
+	err = s.x.pool.QueryRow(r.Context(), `SELECT id, name FROM demo.trader WHERE secret = $1`, hash[:]).Scan(&id, &name)
+	if err != nil {
+		return 0, "", wrapNoRows(err, errUnknownTrader)
+	}
+	return id, name, nil
+}
+
+// session is who trades in this browser.
+type session struct {
+	Trader  int64  `json:"trader"`
+	Name    string `json:"name"`
+	Deposit int64  `json:"deposit"`
+}
+
+// postSession returns the browser's trader, and makes one for a new visitor.
+func (s *server) postSession(w http.ResponseWriter, r *http.Request) (any, error) {
+	id, name, err := s.trader(r)
+	if err == nil {
+		return session{id, name, personDeposit}, nil
+	}
+	if !errors.Is(err, errUnknownTrader) {
+		return nil, fmt.Errorf("looking up the trader: %w", err)
+	}
+	secret := make([]byte, 24)
+	_, _ = rand.Read(secret) // never fails
+	value := base64.RawURLEncoding.EncodeToString(secret)
+	hash := sha256.Sum256([]byte(value))
+	name = fmt.Sprintf("guest-%03d", int(hash[0])<<2|int(hash[1])>>6)
+	err = s.x.pool.QueryRow(r.Context(), `
+		INSERT INTO demo.trader (name, bot, secret, deposit, balance)
+		SELECT $1, false, $2, $3, $3 WHERE (SELECT count(*) FROM demo.trader WHERE NOT bot) < $4
+		RETURNING id`, name, hash[:], int64(personDeposit), maxPeople).Scan(&id)
+	if wrapNoRows(err, nil) == nil && err != nil {
+		return nil, newProblem(http.StatusServiceUnavailable, "full", "The exchange is full",
+			"this demo has as many traders as it takes; start it anew")
+	}
+	if err != nil {
+		return nil, fmt.Errorf("making a trader: %w", err)
+	}
+	http.SetCookie(w, &http.Cookie{
+		Name: cookieName, Value: value, Path: "/", MaxAge: 30 * 24 * 3600, HttpOnly: true, SameSite: http.SameSiteStrictMode,
+	})
+	return session{id, name, personDeposit}, nil
+}
+
+// getMarkets is the snapshot: markets, the trader's holdings, cursors. ?market= names some of the markets.
+func (s *server) getMarkets(_ http.ResponseWriter, r *http.Request) (any, error) {
+	return s.read(r, true)
+}
+
+// getCheck is the figures alone, for comparison, with the server's clock.
+func (s *server) getCheck(_ http.ResponseWriter, r *http.Request) (any, error) {
+	snapshot, err := s.read(r, false)
+	if err != nil {
+		return nil, err
+	}
+	return struct {
+		*Snapshot
+		Now int64 `json:"now"` // microseconds since 1970
+	}{snapshot, time.Now().UnixMicro()}, nil
+}
+
+func (s *server) read(r *http.Request, past bool) (*Snapshot, error) {
+	ids := marketIDs()
+	if asked, ok := r.URL.Query()["market"]; ok {
+		for _, id := range asked {
+			if !slices.Contains(ids, id) {
+				return nil, errUnknownMarket
+			}
+		}
+		slices.Sort(asked)
+		ids = slices.Compact(asked)
+	}
+	trader, _, err := s.trader(r)
+	if err != nil && !errors.Is(err, errUnknownTrader) {
+		return nil, fmt.Errorf("looking up the trader: %w", err)
+	}
+	return s.x.Read(r.Context(), ids, trader, past)
+}
+
+// orderRequest is the body of POST /api/trades. Amounts and prices are integers, in millionths.
+type orderRequest struct {
+	Request string `json:"request"` // the client's own id: a repeat of the same order has the same
+	Market  string `json:"market"`
+	Side    string `json:"side"`   // yes or no
+	Action  string `json:"action"` // buy or sell
+	Amount  int64  `json:"amount"` // money when buying, shares when selling
+	Seen    struct {
+		Price   int64 `json:"price"` // of the side, as the author saw it
+		Version int64 `json:"version"`
+	} `json:"seen"`
+	Tolerance int64 `json:"tolerance"` // how far the price may have moved against the author
+}
+
+func (q *orderRequest) order(trader int64) (o Order, err error) {
+	o = Order{
+		Request: q.Request, Market: q.Market, Trader: trader, Sell: q.Action == "sell", Amount: q.Amount,
+		Seen: q.Seen.Price, SeenVersion: q.Seen.Version, Tolerance: q.Tolerance, Side: lmsr.Yes,
+	}
+	if q.Side == "no" {
+		o.Side = lmsr.No
+	}
+	switch {
+	case q.Request == "" || len(q.Request) > maxRequestID || strings.ContainsFunc(q.Request, notGraphic):
+		return o, badRequest(fmt.Sprintf("request must have 1 to %d printable ASCII characters", maxRequestID))
+	case q.Side != "yes" && q.Side != "no":
+		return o, badRequest(`side must be "yes" or "no"`)
+	case q.Action != "buy" && q.Action != "sell":
+		return o, badRequest(`action must be "buy" or "sell"`)
+	case q.Amount <= 0 || q.Amount > lmsr.MaxAmount:
+		return o, lmsr.ErrAmount
+	case q.Seen.Price <= 0 || q.Seen.Price >= lmsr.Unit:
+		return o, badRequest("seen.price must lie between 0 and 1000000")
+	case q.Seen.Version < 0:
+		return o, badRequest("seen.version must not be below 0")
+	case q.Tolerance < 0 || q.Tolerance > lmsr.Unit:
+		return o, badRequest("tolerance must lie between 0 and 1000000")
+	}
+	return o, nil
+}
+
+func notGraphic(r rune) bool { return r <= ' ' || r > '~' }
+
+// postTrade carries out an order, or refuses it with 409 and the fresh quote.
+func (s *server) postTrade(w http.ResponseWriter, r *http.Request) (any, error) {
+	var q orderRequest
+	if err := decode(w, r, &q); err != nil {
+		return nil, err
+	}
+	trader, _, err := s.trader(r)
+	if err != nil {
+		return nil, err
+	}
+	order, err := q.order(trader)
+	if err != nil {
+		return nil, err
+	}
+	return s.x.Trade(r.Context(), order)
+}
+
+// status is how the machinery stands.
+type status struct {
+	Stream   string       `json:"stream"` // redis or in-process
+	Flush    string       `json:"flush"`  // why the stream cannot be flushed from here; "" if it can
+	Worker   workerStatus `json:"worker"`
+	Bots     botStatus    `json:"bots"`
+	Controls bool         `json:"controls"`
+}
+
+type botStatus struct {
+	Count   int     `json:"count"`
+	Rate    float64 `json:"rate"`
+	MaxRate float64 `json:"max_rate"`
+	Trades  int64   `json:"trades"`
+	Refused int64   `json:"refused"`
+	Failed  int64   `json:"failed"`
+}
+
+func (s *server) getStatus(http.ResponseWriter, *http.Request) (any, error) {
+	return s.status(), nil
+}
+
+func (s *server) status() status {
+	return status{
+		Stream: s.pipe.streamName(), Flush: s.pipe.flushBlocked(), Worker: s.pipe.workerStatus(), Controls: s.controls,
+		Bots: botStatus{
+			Count: len(s.fleet.bots), Rate: s.fleet.Rate(), MaxRate: maxRate, Trades: s.fleet.trades.Load(),
+			Refused: s.fleet.refused.Load(), Failed: s.fleet.failed.Load(),
+		},
+	}
+}
+
+func (s *server) postBots(w http.ResponseWriter, r *http.Request) (any, error) {
+	var q struct {
+		Rate *float64 `json:"rate"`
+	}
+	if err := decode(w, r, &q); err != nil {
+		return nil, err
+	}
+	if q.Rate == nil || *q.Rate < 0 || *q.Rate > maxRate {
+		return nil, badRequest(fmt.Sprintf("rate must lie between 0 and %d trades a second", maxRate))
+	}
+	s.fleet.SetRate(*q.Rate)
+	return s.status(), nil
+}
+
+func (s *server) postCut(w http.ResponseWriter, r *http.Request) (any, error) {
+	var q struct {
+		Tab string `json:"tab"`
+	}
+	if err := decode(w, r, &q); err != nil {
+		return nil, err
+	}
+	if !s.tabs.cut(q.Tab) {
+		return nil, newProblem(http.StatusNotFound, "unknown-tab", "No such connection", "this tab has no socket open")
+	}
+	return s.status(), nil
+}
+
+func (s *server) postFlush(w http.ResponseWriter, r *http.Request) (any, error) {
+	if err := decode(w, r, &struct{}{}); err != nil {
+		return nil, err
+	}
+	if why := s.pipe.flushBlocked(); why != "" {
+		return nil, newProblem(http.StatusForbidden, "flush", "The stream cannot be flushed from here", why)
+	}
+	if err := s.pipe.flush(r.Context()); err != nil {
+		return nil, fmt.Errorf("flushing Redis: %w", err)
+	}
+	s.log.Info("Redis flushed from the page")
+	return s.status(), nil
+}
+
+func (s *server) postWorker(w http.ResponseWriter, r *http.Request) (any, error) {
+	var q struct {
+		Running *bool `json:"running"`
+	}
+	if err := decode(w, r, &q); err != nil {
+		return nil, err
+	}
+	if q.Running == nil {
+		return nil, badRequest(`"running" is missing`)
+	}
+	var err error
+	if *q.Running {
+		err = s.pipe.startWorker()
+	} else {
+		s.pipe.killWorker()
+	}
+	if err != nil {
+		return nil, fmt.Errorf("changing the worker: %w", err)
+	}
+	return s.status(), nil
+}

@@ -1,0 +1,382 @@
+// The page: draws what the store knows, and ties client, ticket and panel together.
+//
+// For tests, window.__demo tells what the page shows, as data:
+//   figures()  {markets: {id: {epoch, offset, version, price, yes, no, volume, mine}}, account, trader}
+//   status()   {connection, stats, latency, verify}: counters of the client, percentiles, and the result of the last
+//              comparison with the database
+//   select(id) shows a market
+
+import * as api from './api.js';
+import { Chart, sparkline } from './chart.js';
+import { Client } from './commitcast.js';
+import { $, cents, centsChange, clock, colour, duration, h, instant, money, moneyChange, moneyShort, put, shares } from './format.js';
+import { Panel } from './panel.js';
+import { Store, marketOf, topicOf } from './store.js';
+import { Ticket } from './ticket.js';
+import { Verifier } from './verify.js';
+
+const TAPE_ROWS = 12;
+/** A connection may be away for so long before the page says that what it shows is old. */
+const STALE_AFTER = 1_200;
+
+const tab = api.randomID();
+const store = new Store();
+const dirty = new Set();
+let selected = location.hash.slice(1);
+let spark = null;
+let lastDrawn = { tape: 0, market: '' };
+
+// ------------------------------------------------------------------------------------------------ clock
+
+// 'at' is Postgres' clock. On this machine it is ours as well; elsewhere its offset is taken from the quickest answer.
+const sameMachine = ['localhost', '[::1]'].includes(location.hostname) || location.hostname.startsWith('127.');
+const clocks = { offset: 0, trip: Infinity, drift: 0 };
+
+/** This tab's high-resolution clock can drift from the machine's: keep them together. */
+function steady() {
+  const apart = Date.now() + 0.5 - (performance.timeOrigin + performance.now());
+  if (Math.abs(apart - clocks.drift) > 2) clocks.drift = apart;
+}
+
+async function readCheck() {
+  const before = Date.now();
+  const answer = await api.check();
+  const trip = Date.now() - before;
+  if (!sameMachine && trip <= clocks.trip + 1) {
+    clocks.trip = trip;
+    clocks.offset = answer.now / 1000 - (before + trip / 2);
+    put($('f-clock'), `clock ±${duration(trip / 2)}`);
+  }
+  return answer;
+}
+
+// ------------------------------------------------------------------------------------------------ client
+
+const client = new Client({
+  url: `${location.protocol === 'https:' ? 'wss' : 'ws'}://${location.host}/v1/ws?tab=${tab}`,
+  async snapshot(topics, signal) {
+    const state = await api.markets(topics.map(marketOf), signal);
+    return { positions: state.positions, state };
+  },
+  onSnapshot(state) {
+    store.replace(state, (id) => client.position(topicOf(id)));
+    for (const m of state.markets) dirty.add(m.id);
+    lastDrawn.market = '';
+  },
+  onEvent(event) {
+    const applied = store.apply(event, client.position(event.topic));
+    const ms = event.receivedAt + clocks.drift + clocks.offset - instant(event.at);
+    panel.received(performance.now(), event.replayed ? undefined : ms);
+    if (!applied) return;
+    dirty.add(applied.market.id);
+    if (applied.mine) ticket.pushed(applied.market.id, applied.trade.version, event.receivedAt);
+  },
+  onStatus(status) {
+    panel?.connection(status);
+    showConnection();
+  },
+  onHealing(what) {
+    panel?.healing(what);
+  },
+});
+
+const verifier = new Verifier({
+  store,
+  read: readCheck,
+  position: (id) => client.position(topicOf(id)),
+  reread: (why) => client.reread([...store.markets.keys()].map(topicOf), why),
+  onChange: (state) => {
+    panel.verified(state);
+    panel.render();
+  },
+});
+
+const panel = new Panel({ client, verifier, tab });
+const announce = (text) => put($('say'), text);
+const ticket = new Ticket({
+  account: () => store.account(),
+  onTrade: announce,
+  onRefused: (text) => {
+    announce(text);
+    panel.say(text);
+  },
+});
+
+// ------------------------------------------------------------------------------------------------ connection
+
+let awaySince = 0;
+
+function showConnection() {
+  const { state, retryAt } = client.status;
+  const names = { idle: 'Connecting', connecting: 'Connecting', open: 'Live', waiting: 'Reconnecting', refused: 'Refused', closed: 'Closed' };
+  $('connection').dataset.state = state;
+  put($('connection-text'), names[state]);
+  if (state === 'open') awaySince = 0;
+  else awaySince ||= Date.now();
+  const stale = awaySince > 0 && Date.now() - awaySince > STALE_AFTER;
+  document.body.classList.toggle('stale', stale && store.markets.size > 0);
+  $('offline').hidden = !stale;
+  if (!stale) return;
+  if (state === 'refused') {
+    put($('offline-title'), 'The server refuses this page.');
+    put($('offline-text'), `${client.status.why}. Reload to try again.`);
+    return;
+  }
+  put($('offline-title'), navigator.onLine ? 'No connection.' : 'You are offline.');
+  const wait = retryAt - Date.now();
+  const next = wait > 300 ? `trying again in ${Math.ceil(wait / 1000)} s` : 'connecting…';
+  put($('offline-text'), store.markets.size > 0 ? `Prices are those of ${clock(awaySince)}; ${next}` : `${next[0].toUpperCase()}${next.slice(1)}`);
+}
+
+setInterval(() => {
+  steady();
+  showConnection();
+}, 500);
+
+// ------------------------------------------------------------------------------------------------ markets
+
+const tiles = new Map();
+
+function makeTile(m) {
+  const t = {
+    question: h('span', { class: 'tile-question' }), big: h('span', { class: 'tile-big' }),
+    yes: h('b', { class: 'yes' }), no: h('b', { class: 'no' }), volume: h('span', { class: 'tile-volume' }),
+    spark: h('canvas', { class: 'tile-spark', 'aria-hidden': 'true' }), held: h('span', { class: 'tile-held', title: 'You hold a position', hidden: true }),
+  };
+  t.label = document.createTextNode('');
+  t.question.append(t.held, t.label);
+  t.button = h('button', { type: 'button', class: 'tile', onclick: () => select(m.id, true) },
+    t.question, t.big,
+    h('span', { class: 'tile-prices' }, h('span', {}, 'Yes ', t.yes), h('span', {}, 'No ', t.no), t.volume), t.spark);
+  t.item = h('li', { 'data-market': m.id }, t.button);
+  tiles.set(m.id, t);
+  return t;
+}
+
+function renderTile(m) {
+  let t = tiles.get(m.id);
+  if (!t) {
+    t = makeTile(m);
+    $('markets').append(t.item);
+  }
+  if (t.label.data !== m.question) t.label.data = m.question;
+  put(t.big, cents(m.price, 0));
+  put(t.yes, cents(m.price));
+  put(t.no, cents(1_000_000 - m.price));
+  put(t.volume, moneyShort(m.volume));
+  t.held.hidden = m.mine.yes === 0 && m.mine.no === 0;
+  t.button.setAttribute('aria-current', String(m.id === selected));
+  flash(t.big, m);
+}
+
+/** A price that has just moved shows which way, and fades back. */
+function flash(element, m) {
+  const fresh = m.direction !== 0 && performance.now() - m.changed < 260;
+  element.classList.toggle('up', fresh && m.direction > 0);
+  element.classList.toggle('down', fresh && m.direction < 0);
+}
+
+function select(id, scroll) {
+  if (!store.markets.has(id)) return;
+  const before = selected;
+  selected = id;
+  history.replaceState(null, '', `#${id}`);
+  lastDrawn = { tape: 0, market: '' };
+  for (const x of [before, id]) if (store.markets.has(x)) renderTile(store.markets.get(x));
+  if (scroll) tiles.get(id).item.scrollIntoView({ block: 'nearest', inline: 'nearest', behavior: 'smooth' });
+  chart.jump();
+  renderMarket();
+}
+
+function renderMarket() {
+  const m = store.markets.get(selected);
+  if (!m) return;
+  put($('m-category'), `${m.category} · ${moneyShort(m.volume)} traded · ${m.version.toLocaleString('en-US')} trades`);
+  put($('m-question'), m.question);
+  put($('m-rules'), m.rules);
+  put($('m-price'), cents(m.price));
+  flash($('m-price'), m);
+  const first = m.points.length > 0 ? m.points[0] : null;
+  const change = first ? m.price - first.p : 0;
+  const minutes = first ? Math.max(1, Math.min(15, Math.round((now() - first.t) / 60_000))) : 0;
+  put($('m-change'), first ? `${centsChange(change)} in ${minutes} min` : 'no trades yet');
+  $('m-change').className = `now-change ${change > 0 ? 'yes' : change < 0 ? 'no' : ''}`;
+  renderTape(m);
+  ticket.show(m);
+}
+
+function renderTape(m) {
+  const body = $('tape');
+  if (lastDrawn.market !== m.id) {
+    body.replaceChildren();
+    lastDrawn = { market: m.id, tape: 0 };
+  }
+  const quiet = lastDrawn.tape === 0;
+  for (const t of m.tape) {
+    if (t.version <= lastDrawn.tape) continue;
+    lastDrawn.tape = t.version;
+    const mine = t.trader === store.trader?.trader;
+    const bought = t.shares > 0;
+    body.prepend(h('tr', { class: `${quiet ? '' : 'fresh'} ${mine ? 'mine' : ''} ${mine && t.side === 'no' ? 'against' : ''}` },
+      h('td', {}, clock(t.at)), h('td', {}, mine ? 'You' : t.name),
+      h('td', { class: t.side }, `${bought ? 'Bought' : 'Sold'} ${t.side === 'yes' ? 'Yes' : 'No'}`),
+      h('td', { class: 'num' }, shares(t.shares)), h('td', { class: 'num' }, money(Math.abs(t.cost))), h('td', { class: 'num' }, cents(t.price))));
+  }
+  while (body.children.length > TAPE_ROWS) body.lastChild.remove();
+  $('tape-empty').hidden = m.tape.length > 0;
+}
+
+// ------------------------------------------------------------------------------------------------ account
+
+const rows = new Map();
+
+function renderAccount() {
+  if (!store.trader) return;
+  const a = store.account();
+  put($('a-name'), store.trader.name);
+  put($('a-balance'), money(a.balance));
+  put($('a-worth'), money(a.worth));
+  put($('a-profit'), moneyChange(a.profit));
+  $('a-profit').className = a.profit > 4_999 ? 'yes' : a.profit < -4_999 ? 'no' : '';
+  const list = $('positions');
+  for (const m of store.markets.values()) {
+    for (const side of ['yes', 'no']) {
+      const key = `${m.id} ${side}`;
+      const held = m.mine[side];
+      let row = rows.get(key);
+      if (held === 0) {
+        if (row) {
+          row.item.remove();
+          rows.delete(key);
+        }
+        continue;
+      }
+      if (!row) {
+        row = { text: h('span', { class: 'pos-name' }, m.question), side: h('small', { class: `pos-side ${side}` }), worth: h('span'), price: h('small', { class: 'muted' }) };
+        row.item = h('li', {}, h('button', { type: 'button', title: 'Show this market, to sell', onclick: () => { select(m.id, true); ticket.choose(true, side); } },
+          h('span', {}, row.text, h('br'), row.side), h('span', { class: 'pos-right' }, row.worth, row.price)));
+        row.text.style.display = 'block';
+        rows.set(key, row);
+        list.append(row.item);
+      }
+      const price = side === 'yes' ? m.price : 1_000_000 - m.price;
+      put(row.side, `${shares(held)} ${side === 'yes' ? 'Yes' : 'No'}`);
+      put(row.worth, money((held * price) / 1_000_000));
+      put(row.price, `at ${cents(price)}`);
+    }
+  }
+  $('positions-empty').hidden = rows.size > 0;
+}
+
+// ------------------------------------------------------------------------------------------------ drawing
+
+/** The database's clock, for the right edge of charts. */
+const now = () => Date.now() + clocks.offset;
+
+const chart = new Chart($('chart'), () => {
+  const m = store.markets.get(selected);
+  return m && { points: m.points, marks: m.marks, price: m.price, now: now() };
+}, (seen) => {
+  const m = store.markets.get(selected);
+  put($('readout'), seen ? `${clock(seen.t)} · Yes ${cents(seen.p)} · No ${cents(1_000_000 - seen.p)}` : m ? 'Price of Yes' : '');
+});
+
+for (const button of document.querySelectorAll('[data-range]')) {
+  button.addEventListener('click', () => {
+    for (const b of document.querySelectorAll('[data-range]')) b.setAttribute('aria-pressed', String(b === button));
+    chart.rangeMS = Number(button.dataset.range) * 1000;
+    chart.jump();
+  });
+}
+
+function frame() {
+  if (dirty.size > 0) {
+    for (const id of dirty) renderTile(store.markets.get(id));
+    if (!store.markets.has(selected)) select([...store.markets.keys()][0]);
+    else if (dirty.has(selected)) renderMarket();
+    renderAccount();
+    dirty.clear();
+  }
+  requestAnimationFrame(frame);
+}
+
+function slow() {
+  spark ??= { yes: colour('yes'), no: colour('no') };
+  for (const m of store.markets.values()) {
+    const t = tiles.get(m.id);
+    if (!t) continue;
+    sparkline(t.spark, m.points, m.price, now(), spark);
+    flash(t.big, m);
+    if (m.id === selected) flash($('m-price'), m);
+  }
+}
+
+function describeChart() {
+  const m = store.markets.get(selected);
+  if (m) $('chart').setAttribute('aria-label', `Price of Yes over time: ${cents(m.price)} now. Arrow keys move the crosshair.`);
+}
+
+// ------------------------------------------------------------------------------------------------ theme
+
+const themes = ['auto', 'light', 'dark'];
+
+function setTheme(theme) {
+  if (theme === 'auto') delete document.documentElement.dataset.theme;
+  else document.documentElement.dataset.theme = theme;
+  put($('theme-text'), theme[0].toUpperCase() + theme.slice(1));
+  $('theme').setAttribute('aria-label', `Theme: ${theme === 'auto' ? 'as the system' : theme}`);
+  chart.recolour();
+  spark = null;
+}
+
+$('theme').addEventListener('click', () => {
+  const next = themes[(themes.indexOf(document.documentElement.dataset.theme ?? 'auto') + 1) % themes.length];
+  try {
+    localStorage.setItem('theme', next);
+  } catch {
+    // Not remembered, then.
+  }
+  setTheme(next);
+});
+matchMedia('(prefers-color-scheme: dark)').addEventListener('change', () => setTheme(document.documentElement.dataset.theme ?? 'auto'));
+
+// ------------------------------------------------------------------------------------------------ start
+
+window.__demo = {
+  figures: () => ({
+    markets: Object.fromEntries([...store.markets.values()].map((m) => [m.id, {
+      ...m.position, version: m.version, price: m.price, yes: m.yes, no: m.no, volume: m.volume, mine: { ...m.mine },
+    }])),
+    account: store.account(),
+    trader: store.trader,
+  }),
+  status: () => ({ connection: client.status.state, stats: { ...client.stats }, latency: panel.figures(), verify: { ...verifier.state } }),
+  select: (id) => select(id),
+};
+
+setTheme(document.documentElement.dataset.theme ?? 'auto');
+for (let i = 0; i < 8; i++) $('markets').append(h('li', { class: 'loading' }, h('span', { class: 'bone bone-row' })));
+requestAnimationFrame(frame);
+setInterval(slow, 400);
+setInterval(describeChart, 5000);
+addEventListener('hashchange', () => select(location.hash.slice(1)));
+
+/** Session and market names come first; both are tried until they come. */
+async function start() {
+  for (let attempt = 0; ; attempt++) {
+    try {
+      store.trader = await api.session();
+      const first = await api.allMarkets();
+      for (const bone of document.querySelectorAll('#markets .loading')) bone.remove();
+      client.follow(first.positions.map((p) => p.topic));
+      client.start();
+      verifier.run();
+      return;
+    } catch (err) {
+      awaySince ||= Date.now() - STALE_AFTER;
+      panel.say(`The exchange does not answer: ${err.message}`, 'bad');
+      await new Promise((done) => setTimeout(done, Math.random() * Math.min(10_000, 1000 * 2 ** attempt)));
+    }
+  }
+}
+start();
