@@ -1,0 +1,5 @@
+package worker
+
+const childEnv = "COMMITCAST_WORKER_TEST_CHILD"
+
+func child() {}

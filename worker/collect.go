@@ -1,0 +1,97 @@
+package worker
+
+import (
+	"time"
+
+	"github.com/commitcast/commitcast/internal/journal"
+)
+
+// collector turns the rows of one read into runs of frames. Frames are encoded once, here. Not safe for concurrent use.
+type collector struct {
+	scanner journal.Scanner
+	scratch []byte
+	frames  []frameAt
+	runs    []runAt
+	byTopic map[string]int // → index of the topic's newest run
+	row     journal.Row
+
+	lastSeq int64
+	lastAt  journal.PgMicros
+	bytes   int // of data read
+	oldest  time.Time
+	skipped int
+}
+
+type frameAt struct{ run, start, end int }
+
+type runAt struct {
+	topic       string
+	first, seq  int64
+	next        int64 // offset that would continue it
+	count, size int
+}
+
+func (c *collector) reset() {
+	c.scratch, c.frames, c.runs = c.scratch[:0], c.frames[:0], c.runs[:0]
+	if c.byTopic == nil {
+		c.byTopic = make(map[string]int)
+	}
+	clear(c.byTopic)
+	c.bytes, c.skipped, c.oldest = 0, 0, time.Time{}
+}
+
+// add takes one row, as it comes from the server.
+func (c *collector) add(values [][]byte) error {
+	row := &c.row
+	if err := c.scanner.Scan(row, values); err != nil {
+		return err
+	}
+	i, ok := c.byTopic[row.Topic]
+	if !ok || c.runs[i].next != row.Offset {
+		i = len(c.runs)
+		c.runs = append(c.runs, runAt{topic: row.Topic, first: row.Offset, seq: row.Seq, next: row.Offset})
+		c.byTopic[row.Topic] = i
+	}
+	start := len(c.scratch)
+	var skipped bool
+	c.scratch, skipped = journal.AppendFrame(c.scratch, &row.Event)
+	if skipped {
+		c.skipped++
+	}
+	c.frames = append(c.frames, frameAt{i, start, len(c.scratch)})
+	r := &c.runs[i]
+	r.next++
+	r.count++
+	r.size += len(c.scratch) - start
+	if c.oldest.IsZero() || row.At.Before(c.oldest) {
+		c.oldest = row.At
+	}
+	c.bytes += len(row.Data)
+	c.lastSeq, c.lastAt = row.Seq, row.SequencedAt
+	return nil
+}
+
+// finish copies the frames of each run into memory of its own: a stream in this process keeps frames, and a quiet
+// topic's must not keep a whole batch alive.
+func (c *collector) finish() []run {
+	runs := make([]run, len(c.runs))
+	bufs := make([][]byte, len(c.runs))
+	for i, r := range c.runs {
+		runs[i] = run{topic: r.topic, first: r.first, seq: r.seq, frames: make([][]byte, 0, r.count)}
+		bufs[i] = make([]byte, 0, r.size)
+	}
+	for _, f := range c.frames {
+		buf := bufs[f.run]
+		start := len(buf)
+		buf = append(buf, c.scratch[f.start:f.end]...)
+		bufs[f.run] = buf
+		runs[f.run].frames = append(runs[f.run].frames, buf[start:len(buf):len(buf)])
+	}
+	if cap(c.scratch) > maxScratch {
+		c.scratch = nil
+	}
+	return runs
+}
+
+// maxScratch is how large a buffer a drain keeps from one batch to the next.
+const maxScratch = 1 << 20

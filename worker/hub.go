@@ -1,0 +1,109 @@
+package worker
+
+import (
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/commitcast/commitcast/wire"
+)
+
+// hub knows the drains of this process and takes wake-ups to them, or to the dispatcher where there is none.
+type hub struct {
+	hinted atomic.Uint32 // bit p: partition p was woken and has no drain here
+	kick   chan struct{} // the dispatcher should look at hinted, or sweep
+
+	mu       sync.Mutex
+	drains   [wire.Partitions]*drain
+	failures [wire.Partitions]failures
+}
+
+// failures counts the drains of a partition that failed here, one after the other.
+type failures struct {
+	n     int
+	until time.Time // when this process orders the next
+}
+
+const (
+	// failureLeast and failureMost are for how long this process orders no drain of a partition after one has failed
+	// here. Other processes may.
+	failureLeast = 250 * time.Millisecond
+	failureMost  = 30 * time.Second
+)
+
+func newHub() *hub { return &hub{kick: make(chan struct{}, 1)} }
+
+// enter makes d its partition's drain in this process.
+func (h *hub) enter(d *drain) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.drains[d.partition] = d
+}
+
+// leave takes d out and lets the dispatcher look after its partition.
+func (h *hub) leave(d *drain) {
+	h.mu.Lock()
+	if h.drains[d.partition] == d {
+		h.drains[d.partition] = nil
+	}
+	h.mu.Unlock()
+	h.hint(int(d.partition))
+}
+
+// wake says that partition p may have new events.
+func (h *hub) wake(p int) {
+	h.mu.Lock()
+	d := h.drains[p]
+	h.mu.Unlock()
+	if d == nil {
+		h.hint(p)
+		return
+	}
+	signal(d.wake)
+}
+
+func (h *hub) wakeAll() {
+	for p := range wire.Partitions {
+		h.wake(p)
+	}
+}
+
+func (h *hub) hint(p int) {
+	h.hinted.Or(1 << p)
+	signal(h.kick)
+}
+
+// ended counts how the drains of a partition end.
+func (h *hub) ended(partition int16, err error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	f := &h.failures[partition]
+	if err == nil {
+		*f = failures{}
+		return
+	}
+	f.until = time.Now().Add(jitter(backoff(f.n, failureLeast, failureMost)))
+	f.n++
+}
+
+// lookedAfter lists the partitions for which this process orders no drain: those with a drain here that was in touch
+// with Postgres lately, and those that failed here lately.
+func (h *hub) lookedAfter(now time.Time) []int16 {
+	own := make([]int16, 0, wire.Partitions)
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for p, d := range h.drains {
+		if d != nil && now.Sub(time.Unix(0, d.inTouch.Load())) < ownSilence || now.Before(h.failures[p].until) {
+			own = append(own, int16(p))
+		}
+	}
+	return own
+}
+
+// signal leaves a token in ch unless there is one.
+func signal(ch chan struct{}) {
+	select {
+	case ch <- struct{}{}:
+	default:
+	}
+}

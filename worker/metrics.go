@@ -1,0 +1,67 @@
+package worker
+
+import (
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+// metrics are the worker's. Labels are bounded: never a topic.
+type metrics struct {
+	sequenced prometheus.Counter
+	published *prometheus.CounterVec // outcome
+	skipped   prometheus.Counter
+	refused   prometheus.Counter
+	delay     prometheus.Histogram
+	publish   prometheus.Histogram
+	sequence  prometheus.Histogram
+	drains    prometheus.Gauge
+	ended     *prometheus.CounterVec // why
+	takeovers *prometheus.CounterVec // why
+	backlog   prometheus.Gauge
+	lagging   prometheus.Gauge
+	streamUp  prometheus.Gauge
+	dbUp      prometheus.Gauge
+}
+
+func newMetrics(reg prometheus.Registerer) (*metrics, error) {
+	fast := []float64{.0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 60}
+	m := &metrics{
+		sequenced: prometheus.NewCounter(prometheus.CounterOpts{Name: "commitcast_worker_sequenced_events_total",
+			Help: "Events moved from outbox to journal by this process."}),
+		published: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "commitcast_worker_published_events_total",
+			Help: "Events that the stream confirmed, by outcome: appended, or duplicate if it had them already."}, []string{"outcome"}),
+		skipped: prometheus.NewCounter(prometheus.CounterOpts{Name: "commitcast_worker_skipped_events_total",
+			Help: "Events that no text frame can hold and that were published as skip frames."}),
+		refused: prometheus.NewCounter(prometheus.CounterOpts{Name: "commitcast_worker_refused_runs_total",
+			Help: "Runs of events that the stream refused although it was there; each is tried again."}),
+		delay: prometheus.NewHistogram(prometheus.HistogramOpts{Name: "commitcast_worker_delay_seconds",
+			Help: "From append in the writer's transaction to confirmed by the stream, of the oldest event of each batch; compares two clocks.", Buckets: fast}),
+		publish: prometheus.NewHistogram(prometheus.HistogramOpts{Name: "commitcast_worker_publish_seconds",
+			Help: "One round trip to the stream.", Buckets: fast}),
+		sequence: prometheus.NewHistogram(prometheus.HistogramOpts{Name: "commitcast_worker_sequence_seconds",
+			Help: "One round trip to Postgres that sequenced at least one event, with the commit and the reading of rows.", Buckets: fast}),
+		drains: prometheus.NewGauge(prometheus.GaugeOpts{Name: "commitcast_worker_drains",
+			Help: "Partitions that this process drains now."}),
+		ended: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "commitcast_worker_drains_ended_total",
+			Help: "Drains that ended, by why: idle, passed (a newer term began), stopped, error."}, []string{"why"}),
+		takeovers: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "commitcast_worker_takeovers_total",
+			Help: "Drains ordered by this process past an earlier one, by why: lost (no session holds its lock), silent, aged."}, []string{"why"}),
+		backlog: prometheus.NewGauge(prometheus.GaugeOpts{Name: "commitcast_worker_unpublished_events",
+			Help: "Sequenced but unconfirmed events of the partitions that other processes drain, as of the last sweep."}),
+		lagging: prometheus.NewGauge(prometheus.GaugeOpts{Name: "commitcast_worker_lagging_topics",
+			Help: "Topics of this process's partitions that are being retried or refilled in the stream."}),
+		streamUp: prometheus.NewGauge(prometheus.GaugeOpts{Name: "commitcast_worker_stream_up",
+			Help: "1 if the last tick through the stream succeeded."}),
+		dbUp: prometheus.NewGauge(prometheus.GaugeOpts{Name: "commitcast_worker_database_up",
+			Help: "1 if the dispatcher's last sweep succeeded."}),
+	}
+	if reg == nil {
+		return m, nil
+	}
+	for _, c := range []prometheus.Collector{m.sequenced, m.published, m.skipped, m.refused, m.delay, m.publish, m.sequence,
+		m.drains, m.ended, m.takeovers, m.backlog, m.lagging, m.streamUp, m.dbUp} {
+		if err := reg.Register(c); err != nil {
+			return nil, err
+		}
+	}
+	return m, nil
+}
