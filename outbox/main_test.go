@@ -46,6 +46,10 @@ func fresh(t testing.TB, change ...func(*pgxpool.Config)) *pgxpool.Pool {
 	return pool
 }
 
+func withMode(mode pgx.QueryExecMode) func(*pgxpool.Config) {
+	return func(c *pgxpool.Config) { c.ConnConfig.DefaultQueryExecMode = mode }
+}
+
 type querier interface {
 	QueryRow(ctx context.Context, sql string, args ...any) pgx.Row
 }

@@ -27,10 +27,10 @@ var modes = []pgx.QueryExecMode{
 func TestTxCommitsWorkAndEvents(t *testing.T) {
 	url := testkit.Database(t)
 	exec(t, open(t, url), `CREATE TABLE account (id int PRIMARY KEY, balance bigint NOT NULL); INSERT INTO account VALUES (1, 0)`)
-	for i, mode := range modes {
+	for _, mode := range modes {
 		t.Run(mode.String(), func(t *testing.T) {
 			ctx := t.Context()
-			pool := open(t, url, func(c *pgxpool.Config) { c.ConnConfig.DefaultQueryExecMode = mode; c.MaxConns = 1 })
+			pool := open(t, url, withMode(mode), func(c *pgxpool.Config) { c.MaxConns = 1 })
 			for range 2 { // with and without a cached statement
 				exec(t, pool, `DELETE FROM commitcast.outbox`)
 				before := balance(t, pool)
@@ -75,7 +75,6 @@ func TestTxCommitsWorkAndEvents(t *testing.T) {
 					t.Errorf("ids %d and %d, want %d and %d", first, third, ids[0], ids[2])
 				}
 			}
-			_ = i
 		})
 	}
 }
