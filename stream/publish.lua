@@ -19,23 +19,28 @@ local FRAMES = 9
 
 local function text(n) return string.format('%.0f', n) end
 
+-- offset_of is the offset that a Stream id stands for, nil if the id is not one of ours.
+local function offset_of(id)
+  local offset = tonumber(string.match(id, '^(%d+)%-0$'))
+  if offset and offset <= 9007199254740991 then return offset end
+end
+
 -- top is the last offset taken, or nil where any offset may come first. It is the last-generated-id, not the last
 -- entry: after XDEL or XTRIM the two differ, every smaller XADD would fail, and what is missing cannot be served. Such
--- a Stream, a key of another type, and ids that are not ours are dropped.
+-- a Stream, one whose length tells of a hole or a stranger's entry, and a key of another type are dropped.
 local top
 if ARGV[3] == '1' then
   redis.call('UNLINK', key)
 elseif redis.call('EXISTS', key) == 1 then
   local info = redis.pcall('XINFO', 'STREAM', key)
   if not info.err then
-    local id, entry
-    for i = 1, #info, 2 do
-      if info[i] == 'last-generated-id' then id = info[i + 1] end
-      if info[i] == 'last-entry' then entry = info[i + 1] end
+    local named = {}
+    for i = 1, #info, 2 do named[info[i]] = info[i + 1] end
+    local head, tail = named['first-entry'], named['last-entry']
+    if head and tail and tail[1] == named['last-generated-id'] then
+      local low, high = offset_of(head[1]), offset_of(tail[1])
+      if low and high and high - low + 1 == named['length'] then top = high end
     end
-    local offset = string.match(id, '^(%d+)%-0$')
-    if entry and entry[1] == id and offset then top = tonumber(offset) end
-    if top and top > 9007199254740991 then top = nil end
   elseif string.sub(info.err, 1, 9) ~= 'WRONGTYPE' then
     return info
   end

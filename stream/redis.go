@@ -74,6 +74,8 @@ var _ Stream = (*Redis)(nil)
 // It fails on a URL that it cannot use, on a server older than 7.0 (ErrRedisTooOld), and on one that refuses the
 // password (ErrRefused). A server that cannot be reached now is no error: it is logged, and asked again when it is
 // used, so that a process may start while Redis is down. No error and no log line holds the URL or its password.
+//
+// What go-redis itself has to say, it says for the whole process; it goes to the Logger of the newest Redis, as debug.
 func NewRedis(ctx context.Context, url string, cfg RedisConfig) (*Redis, error) {
 	if cfg.MaxLen <= 0 {
 		cfg.MaxLen = DefaultMaxLen
@@ -94,6 +96,7 @@ func NewRedis(ctx context.Context, url string, cfg RedisConfig) (*Redis, error) 
 	if err != nil {
 		return nil, err
 	}
+	redis.SetLogger(driverLog{cfg.Logger})
 	r := &Redis{
 		client:  redis.NewClient(opts),
 		options: opts,
@@ -110,6 +113,15 @@ func NewRedis(ctx context.Context, url string, cfg RedisConfig) (*Redis, error) 
 		r.log.Warn("redis cannot be used yet; it will be asked again", "error", err)
 	}
 	return r, nil
+}
+
+// driverLog takes the log lines of go-redis. They repeat what its errors say.
+type driverLog struct{ log *slog.Logger }
+
+func (l driverLog) Printf(ctx context.Context, format string, args ...any) {
+	if l.log.Enabled(ctx, slog.LevelDebug) {
+		l.log.DebugContext(ctx, "go-redis: "+fmt.Sprintf(format, args...))
+	}
 }
 
 // redisOptions reads the URL. Cluster and Sentinel would get schemes of their own here, and a client of their own in

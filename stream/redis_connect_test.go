@@ -1,0 +1,264 @@
+package stream
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"math/big"
+	"net"
+	"net/url"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/commitcast/commitcast/internal/testkit"
+)
+
+// fakeRedis is a server that answers each command as told: for what a real one of this version does not do.
+func fakeRedis(t *testing.T, answer func(args []string) string) (url string) {
+	t.Helper()
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var serving sync.WaitGroup
+	var mu sync.Mutex
+	var conns []net.Conn
+	serving.Go(func() { // owned by the test: the cleanup waits for it
+		for {
+			conn, err := listener.Accept()
+			if err != nil {
+				return
+			}
+			mu.Lock()
+			conns = append(conns, conn)
+			mu.Unlock()
+			serving.Go(func() {
+				br := bufio.NewReader(conn)
+				for {
+					_, n, err := readHead(br)
+					if err != nil {
+						return
+					}
+					args := make([]string, n)
+					for i := range args {
+						b, err := readBulk(br)
+						if err != nil {
+							return
+						}
+						args[i] = string(b)
+					}
+					io.WriteString(conn, answer(args))
+				}
+			})
+		}
+	})
+	t.Cleanup(func() {
+		listener.Close()
+		mu.Lock()
+		for _, c := range conns {
+			c.Close()
+		}
+		mu.Unlock()
+		serving.Wait()
+	})
+	return "redis://:s3cret@" + listener.Addr().String()
+}
+
+func infoReply(version string) string {
+	info := "# Server\r\nredis_version:" + version + "\r\nredis_mode:standalone\r\n"
+	return fmt.Sprintf("$%d\r\n%s\r\n", len(info), info)
+}
+
+func TestRedisVersions(t *testing.T) {
+	for version, ok := range map[string]bool{
+		"2.8.0": false, "6.2.14": false, "7.0.0": true, "7.4.2": true, "8.0.1": true, "10.0.0": true, "": false, "x.y": false,
+	} {
+		server := fakeRedis(t, func(args []string) string {
+			switch strings.ToUpper(args[0]) {
+			case "INFO":
+				return infoReply(version)
+			case "HELLO":
+				return "-ERR unknown command\r\n"
+			}
+			return "+OK\r\n"
+		})
+		s, err := NewRedis(t.Context(), server, RedisConfig{Logger: quiet})
+		if s != nil {
+			s.Close()
+		}
+		if ok != (err == nil) || !ok && !errors.Is(err, ErrRedisTooOld) {
+			t.Errorf("version %q: %v", version, err)
+		}
+		if err != nil && (strings.Contains(err.Error(), "\n") || !strings.Contains(err.Error(), "7.0") || strings.Contains(err.Error(), "s3cret")) {
+			t.Errorf("version %q: %v", version, err)
+		}
+	}
+}
+
+// TestRedisURLs: a URL that cannot be used is refused, and no part of a password is shown.
+func TestRedisURLs(t *testing.T) {
+	for _, u := range []string{
+		"", "s3cret", "localhost:6379", "redis:s3cret@h", "http://u:s3cret@h", "s3cret://h", "rediss//:s3cret@h",
+		"redis://u:s3/cret@h", "redis://u:s3#cret@h:6379", "redis://u:s3?cret@h:6379/0", "redis://u:s3cret@h:port",
+		"redis://u:s3cret@h/s3cret", "redis://u:s3cret@h/1/2", "redis://u:s3%zzcret@h", "redis://u:s3cret@h?s3cret=1",
+		"redis-cluster://u:s3cret@h1,h2", "redis+sentinel://u:s3cret@h/s3cret", "unix://u:s3cret@", "redis://u:s3cret\x7f@h",
+		"redis://h?dial_timeout=s3cret",
+	} {
+		s, err := NewRedis(t.Context(), u, RedisConfig{Logger: quiet})
+		if err == nil {
+			s.Close()
+			t.Errorf("%q was accepted", u)
+		} else if strings.Contains(err.Error(), "s3") || strings.Contains(err.Error(), "cret") {
+			t.Errorf("the error shows the password: %v", err)
+		}
+	}
+}
+
+// TestRedisSecrets: neither errors nor logs show a password, right or wrong, reachable or not.
+func TestRedisSecrets(t *testing.T) {
+	t.Parallel()
+	server := testkit.Redis(t)
+	var out lockedBuffer
+	cfg := RedisConfig{Logger: slog.New(slog.NewTextHandler(&out, &slog.HandlerOptions{Level: slog.LevelDebug})), Timeout: time.Second}
+	u, err := url.Parse(server.URL())
+	if err != nil {
+		t.Fatal(err)
+	}
+	wrong := *u
+	wrong.User = url.UserPassword("default", "s3cret-wrong")
+	if _, err := NewRedis(t.Context(), wrong.String(), cfg); !errors.Is(err, ErrRefused) || strings.Contains(err.Error(), "s3cret") {
+		t.Errorf("wrong password: %v", err)
+	}
+	none := *u
+	none.User = nil
+	if _, err := NewRedis(t.Context(), none.String(), cfg); !errors.Is(err, ErrRefused) {
+		t.Errorf("no password: %v", err)
+	}
+
+	server.Stop()
+	s := newRedisStream(t, server.URL(), cfg) // down is no reason to refuse
+	h := newRecorder()
+	sub, _ := subscribe(t, s, h)
+	ch := channel(newEpoch(), "t")
+	sub.Add(ch)
+	errs := []error{h.waitDown(t, 1), s.Ping(t.Context())}
+	if !strings.Contains(out.String(), "cannot be used yet") {
+		t.Errorf("the log does not say that redis is down: %s", out.String())
+	}
+	if err := server.Start(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	h.waitConfirmed(t, ch)
+	for _, err := range errs {
+		if err == nil || strings.Contains(err.Error(), server.Password()) {
+			t.Errorf("error %v", err)
+		}
+	}
+	if text := out.String(); strings.Contains(text, server.Password()) || strings.Contains(text, "s3cret") {
+		t.Errorf("the log shows a password: %s", text)
+	}
+}
+
+type lockedBuffer struct {
+	mu  sync.Mutex
+	buf bytes.Buffer
+}
+
+func (b *lockedBuffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.buf.Write(p)
+}
+
+func (b *lockedBuffer) String() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.buf.String()
+}
+
+func TestRedisTLS(t *testing.T) {
+	t.Parallel()
+	server := testkit.Redis(t)
+	cert, pool := certificate(t)
+	front, err := tls.Listen("tcp", "127.0.0.1:0", &tls.Config{Certificates: []tls.Certificate{cert}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var serving sync.WaitGroup
+	serving.Go(func() { // owned by the test: the cleanup waits for it
+		for {
+			conn, err := front.Accept()
+			if err != nil {
+				return
+			}
+			serving.Go(func() {
+				defer conn.Close()
+				back, err := net.Dial("tcp", server.Addr())
+				if err != nil {
+					return
+				}
+				serving.Go(func() { io.Copy(conn, back); conn.Close() })
+				io.Copy(back, conn)
+				back.Close()
+			})
+		}
+	})
+	t.Cleanup(func() { front.Close(); serving.Wait() })
+	u := "rediss://:" + server.Password() + "@" + front.Addr().String()
+
+	s := newRedisStream(t, u, RedisConfig{TLS: &tls.Config{RootCAs: pool}})
+	h := newRecorder()
+	sub, _ := subscribe(t, s, h)
+	ch := channel(newEpoch(), "t")
+	sub.Add(ch)
+	h.waitConfirmed(t, ch)
+	offer(t, s, Offer{Run: run(ch, 1, 3)}, Appended, 4)
+	h.waitLast(t, ch, 3)
+
+	// An authority we do not know is not trusted, by commands and subscriptions alike.
+	s = newRedisStream(t, u, RedisConfig{})
+	if err := s.Ping(t.Context()); !errors.Is(err, ErrUnavailable) {
+		t.Errorf("ping through an unknown certificate: %v", err)
+	}
+	if _, err := s.connect(context.Background()); !errors.As(err, new(*tls.CertificateVerificationError)) {
+		t.Errorf("subscription through an unknown certificate: %v", err)
+	}
+}
+
+// certificate is a self-signed one for 127.0.0.1.
+func certificate(t *testing.T) (tls.Certificate, *x509.CertPool) {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "test"},
+		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
+		IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}, IsCA: true, BasicConstraintsValid: true,
+		KeyUsage: x509.KeyUsageDigitalSignature | x509.KeyUsageCertSign,
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	leaf, err := x509.ParseCertificate(der)
+	if err != nil {
+		t.Fatal(err)
+	}
+	pool := x509.NewCertPool()
+	pool.AddCert(leaf)
+	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}, pool
+}
