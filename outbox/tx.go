@@ -125,33 +125,35 @@ func (t *Transaction) commit(ctx context.Context, conn *pgx.Conn) (done bool, er
 	case 'I':
 		return true, fmt.Errorf("outbox: committing: %w", ErrTxControl)
 	}
-	var batch pgx.Batch
-	events := len(t.buffer.rows)
-	if events > 0 {
-		batch.Queue(appendSQL, t.buffer.args()...)
+	if len(t.buffer.rows) == 0 {
+		tag, err := conn.Exec(ctx, "commit")
+		return t.committed(conn, nil, tag, err)
 	}
+	var batch pgx.Batch
+	batch.Queue(appendSQL, t.buffer.args()...)
 	batch.Queue("commit")
 	results := conn.SendBatch(ctx, &batch)
-	var ids []int64
-	if events > 0 {
-		rows, _ := results.Query()
-		ids, err = pgx.AppendRows(make([]int64, 0, events), rows, pgx.RowTo[int64])
-		if err != nil {
-			_ = results.Close() // reads on until the server is done
-			return t.refused("adding events", err, conn)
-		}
+	rows, _ := results.Query()
+	ids, err := pgx.AppendRows(make([]int64, 0, len(t.buffer.rows)), rows, pgx.RowTo[int64])
+	if err != nil {
+		_ = results.Close() // reads on until the server is done
+		return t.refused("adding events", err, conn)
 	}
 	tag, err := results.Exec()
-	closeErr := results.Close()
+	_ = results.Close() // after the answer to COMMIT its error is about the connection, which Release looks after
+	return t.committed(conn, ids, tag, err)
+}
+
+// committed says what the answer to COMMIT means.
+func (t *Transaction) committed(conn *pgx.Conn, ids []int64, tag pgconn.CommandTag, err error) (done bool, _ error) {
 	switch {
 	case err != nil:
 		return t.refused("committing", err, conn)
 	case tag.String() == "ROLLBACK":
 		return true, fmt.Errorf("outbox: committing: %w", pgx.ErrTxCommitRollback)
 	case tag.String() != "COMMIT":
-		return true, &unknownError{fmt.Errorf("the server answered COMMIT with %q: %w", tag, closeErr)}
+		return true, &unknownError{fmt.Errorf("the server answered COMMIT with %q", tag)}
 	}
-	// Committed. What closeErr says is about the connection, which Release looks after.
 	for _, r := range t.returns {
 		*r.to = ids[r.nth]
 	}
