@@ -123,8 +123,8 @@ func (s *redisSubscription) session(ctx context.Context) *sessionError {
 	s.set.connected()
 	go func() { written <- s.writeLoop(conn, quit) }() // owned by session, which waits for it below
 	failed := s.readLoop(conn)
-	conn.Close()
 	close(quit)
+	conn.Close()
 	if werr := <-written; werr != nil {
 		return &sessionError{reasonWrite, fmt.Errorf("write to redis: %w", werr)}
 	}
@@ -140,11 +140,11 @@ func (s *redisSubscription) writeLoop(conn *redisConn, quit <-chan struct{}) err
 	out := appendCommand(nil, "SSUBSCRIBE", tickKey)
 	for {
 		if err := conn.write(out); err != nil {
-			conn.Close()
 			select {
 			case <-quit: // the reader ended first; its reason counts
 				return nil
 			default:
+				conn.Close()
 				return err
 			}
 		}
