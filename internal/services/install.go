@@ -150,7 +150,7 @@ func install(ctx context.Context, out io.Writer, needs []need) error {
 			packages = append(packages, n.debian...)
 		}
 		if slices.Contains(packages, "chromium") && isUbuntu() {
-			return errors.New("Ubuntu has Chromium as a snap only, which does not run everywhere")
+			return errors.New("on Ubuntu it is a snap, which does not run everywhere")
 		}
 		by = "apt-get"
 		argv := append([]string{"sh", "-c", installDebian, "install"}, packages...)
@@ -186,7 +186,7 @@ func install(ctx context.Context, out io.Writer, needs []need) error {
 		cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
 		cmd.WaitDelay = time.Minute
 		if output, err := cmd.CombinedOutput(); err != nil {
-			return fmt.Errorf("%s failed: %s", by, lastLine(string(output), err.Error()))
+			return fmt.Errorf("%s failed: %s", by, installFailure(string(output), err))
 		}
 	}
 	return nil
@@ -216,6 +216,19 @@ func lockInstall(ctx context.Context) (unlock func(), err error) {
 func isUbuntu() bool {
 	text, err := os.ReadFile("/etc/os-release")
 	return err == nil && strings.Contains(string(text), "\nID=ubuntu")
+}
+
+// installFailure is the line of a package manager's output that says most: that something cannot be fetched explains
+// the errors that follow.
+func installFailure(output string, err error) string {
+	for _, sign := range []string{"Failed to fetch", "E: ", "Error: "} {
+		for line := range strings.Lines(output) {
+			if strings.Contains(line, sign) {
+				return oneLine(line)
+			}
+		}
+	}
+	return lastLine(output, err.Error())
 }
 
 // lastLine is the last line of a program's output that is not empty, or other.
