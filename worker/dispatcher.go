@@ -33,8 +33,9 @@ const (
 	busyFor = time.Second
 	// sweepTimeout bounds a sweep.
 	sweepTimeout = 2 * time.Second
-	// ownSilence is after how long a drain of this process counts as one of another process.
-	ownSilence = time.Second
+	// ownSilence is after how long without an answer from Postgres a drain of this process counts as one of another
+	// process.
+	ownSilence = 3 * time.Second
 	// pingTimeout bounds asking whether the stream is there, which is asked at most once a sweep.
 	pingTimeout = 200 * time.Millisecond
 	// trustOwner is for how long a partition whose owner was seen alive is not looked at again because of a wake-up.
@@ -167,7 +168,7 @@ func (d *dispatcher) sweep(ctx context.Context) error {
 // livingOwner is the session with the highest term that holds a partition's lock. The zero livingOwner: none.
 type livingOwner struct {
 	term   int64
-	silent *float64 // seconds without a statement; nil: unknown
+	silent *float64 // for how many seconds Postgres has waited for it; nil: unknown
 }
 
 func (d *dispatcher) livingOwners(ctx context.Context) (owners [wire.Partitions]livingOwner, err error) {

@@ -2,6 +2,7 @@ package worker
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -181,7 +182,7 @@ type row struct {
 	frame  []byte
 }
 
-// journal reads every topic, and checks that each is numbered 1, 2, 3 … in the order of event ids.
+// journal reads every topic, and checks that each is numbered 1, 2, 3 …, and keeps the order of each writer of load.
 func (b *bench) journal() map[string][]row {
 	b.t.Helper()
 	rows, err := b.pool.Query(context.Background(), `SELECT `+journal.Columns+` FROM commitcast.journal ORDER BY topic, "offset"`,
@@ -193,7 +194,11 @@ func (b *bench) journal() map[string][]row {
 	topics := make(map[string][]row)
 	var sc journal.Scanner
 	var r journal.Row
-	lastID := make(map[string]int64)
+	type source struct {
+		topic string
+		w     int
+	}
+	last := make(map[source]int)
 	for rows.Next() {
 		if err := sc.Scan(&r, rows.RawValues()); err != nil {
 			b.t.Fatal(err)
@@ -202,10 +207,14 @@ func (b *bench) journal() map[string][]row {
 		if r.Offset != int64(len(have))+1 {
 			b.t.Fatalf("topic %s: offset %d follows %d", r.Topic, r.Offset, len(have))
 		}
-		if r.ID <= lastID[r.Topic] {
-			b.t.Fatalf("topic %s: id %d at offset %d follows id %d", r.Topic, r.ID, r.Offset, lastID[r.Topic])
+		var by struct{ W, I, E *int }
+		if json.Unmarshal(r.Data, &by); by.W != nil {
+			from, n := source{r.Topic, *by.W}, *by.I*10+*by.E+1
+			if n <= last[from] {
+				b.t.Fatalf("topic %s offset %d: a writer's event %d follows its %d", r.Topic, r.Offset, n, last[from])
+			}
+			last[from] = n
 		}
-		lastID[r.Topic] = r.ID
 		topics[r.Topic] = append(have, row{r.Offset, journal.Encode(&r.Event)})
 	}
 	if err := rows.Err(); err != nil {

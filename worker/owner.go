@@ -53,6 +53,9 @@ func setSession(cfg *pgx.ConnConfig, name string, more map[string]string) {
 	cfg.RuntimeParams["default_transaction_isolation"] = "read committed"
 	cfg.RuntimeParams["default_transaction_read_only"] = "off"
 	cfg.RuntimeParams["default_transaction_deferrable"] = "off"
+	cfg.RuntimeParams["idle_session_timeout"] = "0"
+	cfg.RuntimeParams["statement_timeout"] = "0"
+	cfg.RuntimeParams["lock_timeout"] = "0"
 	for k, v := range more {
 		cfg.RuntimeParams[k] = v
 	}

@@ -15,7 +15,7 @@ const (
 	stallAfter = 2 * time.Second
 	// ownerCheck is the time between two looks at an owner that lives but makes no progress.
 	ownerCheck = 100 * time.Millisecond
-	// silentAfter is for how long an owner that works asks Postgres nothing at most: it does so every 20 ms.
+	// silentAfter is for how long Postgres waits for an owner that works, at most: it asks something every 20 ms.
 	silentAfter = time.Second
 	// patienceMost caps both.
 	patienceMost = 30 * time.Second
@@ -38,10 +38,11 @@ type prospect struct {
 	ownerSeen time.Time // an owner lived or made progress
 	takeovers int       // in a row, without progress in between
 
-	base  int64     // the term that orders follow
-	term  int64     // the term to order, or that was ordered
-	due   time.Time // when the order is looked at again
-	tries int       // terms ordered after base that did not begin
+	base   int64     // the term that orders follow
+	term   int64     // the term to order, or that was ordered
+	due    time.Time // when the order is looked at again
+	waited int64     // the term that has had its time
+	tries  int       // terms ordered after base that did not begin
 }
 
 // see takes note of a sweep that found work. It reports whether to look for the owner.
@@ -96,22 +97,20 @@ func (p *prospect) judge(o livingOwner, now time.Time, streamUp func() bool) (te
 		why = "lost"
 	}
 	if p.base != base || p.term <= base {
-		p.base, p.term, p.tries = base, base+1, 0
+		p.base, p.term, p.waited, p.tries = base, base+1, 0, 0
 	}
 	return p.term, why
 }
 
 // ordered takes note of what became of an order.
 func (p *prospect) ordered(term int64, now time.Time, duplicate bool, state rivertype.JobState) {
-	if duplicate && claimed(state) && p.due.IsZero() {
-		// Somebody else's order, just taken up or long dead: it gets the same time as one's own.
-		duplicate = false
-	}
-	if duplicate && claimed(state) {
+	if duplicate && claimed(state) && p.waited == term {
 		p.tries++
 		p.term = term + 1
 		p.due = now // order it in the next sweep
 		return
 	}
+	// Somebody else's order gets the same time as one's own: it may just have been taken up.
+	p.waited = term
 	p.due = now.Add(backoff(p.tries, beginWithin, patienceMost))
 }
