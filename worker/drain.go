@@ -332,7 +332,7 @@ func (d *drain) round(batch int, report, read bool) (more bool, err error) {
 	if d.at.epoch != before.epoch {
 		// What was confirmed in another history of the database says nothing about this one's stream.
 		if before.epoch != "" {
-			d.log.InfoContext(context.Background(), "a new epoch began", "epoch", d.at.epoch)
+			d.w.epochBegan(d.at.epoch)
 		}
 		d.announceTo = d.at.seq
 		d.restart(d.at.published)

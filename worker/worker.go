@@ -98,6 +98,7 @@ type Worker struct {
 	started atomic.Bool
 	running atomic.Bool
 	dbUp    atomic.Bool
+	epoch   atomic.Pointer[string] // the newest that was logged
 
 	// Set by Run before any goroutine starts.
 	pool     *pgxpool.Pool // River's tables and backfills: no session state
@@ -245,6 +246,13 @@ func (w *Worker) awaitDatabase(ctx context.Context) error {
 		}
 		w.databaseState(ctx, err)
 		sleep(ctx, jitter(backoff(failures, 50*time.Millisecond, 2*time.Second)))
+	}
+}
+
+// epochBegan logs a new epoch, once for all drains of this process.
+func (w *Worker) epochBegan(epoch string) {
+	if old := w.epoch.Swap(&epoch); old == nil || *old != epoch {
+		w.log.Info("a new epoch began", "epoch", epoch)
 	}
 }
 
