@@ -50,9 +50,9 @@ func openExchange(ctx context.Context, pool *pgxpool.Pool) (*exchange, error) {
 		for i, m := range seedMarkets {
 			k := lmsr.At(m.liquidity*lmsr.Unit, m.price)
 			if _, err := tx.Exec(ctx, `
-				INSERT INTO demo.market (id, ordinal, question, category, rules, liquidity, seed_yes, seed_no, yes, no, price)
-				VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $7, $8, $9) ON CONFLICT (id) DO NOTHING`,
-				m.id, i, m.question, m.category, m.rules, k.Liquidity, k.Yes, k.No, k.Price(lmsr.Yes)); err != nil {
+				INSERT INTO demo.market (id, ordinal, title, question, category, rules, liquidity, seed_yes, seed_no, yes, no, price)
+				VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $8, $9, $10) ON CONFLICT (id) DO NOTHING`,
+				m.id, i, m.title, m.question, m.category, m.rules, k.Liquidity, k.Yes, k.No, k.Price(lmsr.Yes)); err != nil {
 				return err
 			}
 		}

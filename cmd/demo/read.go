@@ -26,6 +26,7 @@ const tapeLength = 30
 // Market is a market as a snapshot shows it.
 type Market struct {
 	ID        string  `json:"id"`
+	Title     string  `json:"title,omitempty"` // the question in a few words
 	Question  string  `json:"question,omitempty"`
 	Category  string  `json:"category,omitempty"`
 	Rules     string  `json:"rules,omitempty"`
@@ -104,7 +105,7 @@ func (s *Snapshot) read(ctx context.Context, tx pgx.Tx, ids []string, trader int
 		var m Market
 		var opened time.Time
 		_, err := pgx.ForEachRow(rows, []any{
-			&m.ID, &m.Question, &m.Category, &m.Rules, &m.Liquidity, &m.Yes, &m.No, &m.Price, &m.Version, &m.Volume,
+			&m.ID, &m.Title, &m.Question, &m.Category, &m.Rules, &m.Liquidity, &m.Yes, &m.No, &m.Price, &m.Version, &m.Volume,
 			&opened, &m.Mine.Yes, &m.Mine.No, &m.Mine.Spent,
 		}, func() error {
 			m.OpenedAt = opened.UnixMilli()
@@ -113,7 +114,7 @@ func (s *Snapshot) read(ctx context.Context, tx pgx.Tx, ids []string, trader int
 				s.Markets = append(s.Markets, m)
 			} else {
 				brief := m
-				brief.Question, brief.Category, brief.Rules = "", "", ""
+				brief.Title, brief.Question, brief.Category, brief.Rules = "", "", "", ""
 				s.Markets = append(s.Markets, brief)
 			}
 			return nil

@@ -14,6 +14,7 @@ CREATE SCHEMA IF NOT EXISTS demo;
 CREATE TABLE IF NOT EXISTS demo.market (
     id        text COLLATE "C" PRIMARY KEY CHECK (id ~ '^[a-z0-9-]{1,40}$'),
     ordinal   integer NOT NULL,                        -- the order in which markets are shown
+    title     text NOT NULL,                           -- the question in a few words, for lists
     question  text NOT NULL,
     category  text NOT NULL,
     rules     text NOT NULL,                           -- when the answer is yes

@@ -9,7 +9,7 @@
 import * as api from './api.js';
 import { Chart, sparkline } from './chart.js';
 import { Client } from './commitcast.js';
-import { $, cents, centsChange, clock, colour, duration, h, instant, money, moneyChange, moneyShort, put, shares } from './format.js';
+import { $, cents, centsChange, clock, colour, duration, h, instant, money, moneyChange, moneyShort, put, reducedMotion, shares } from './format.js';
 import { Panel } from './panel.js';
 import { Store, marketOf, topicOf } from './store.js';
 import { Ticket } from './ticket.js';
@@ -23,6 +23,7 @@ const tab = api.randomID();
 const store = new Store();
 const dirty = new Set();
 let selected = location.hash.slice(1);
+let shown = ''; // nothing yet
 let spark = null;
 let lastDrawn = { tape: 0, market: '' };
 
@@ -45,7 +46,7 @@ async function readCheck() {
   if (!sameMachine && trip <= clocks.trip + 1) {
     clocks.trip = trip;
     clocks.offset = answer.now / 1000 - (before + trip / 2);
-    put($('f-clock'), `clock ±${duration(trip / 2)}`);
+    put($('f-clock'), `the two clocks are compared over the network, to ±${duration(trip / 2)}`);
   }
   return answer;
 }
@@ -139,15 +140,14 @@ const tiles = new Map();
 
 function makeTile(m) {
   const t = {
-    question: h('span', { class: 'tile-question' }), big: h('span', { class: 'tile-big' }),
+    question: h('span', { class: 'tile-question' }),
     yes: h('b', { class: 'yes' }), no: h('b', { class: 'no' }), volume: h('span', { class: 'tile-volume' }),
     spark: h('canvas', { class: 'tile-spark', 'aria-hidden': 'true' }), held: h('span', { class: 'tile-held', title: 'You hold a position', hidden: true }),
   };
   t.label = document.createTextNode('');
   t.question.append(t.held, t.label);
   t.button = h('button', { type: 'button', class: 'tile', onclick: () => select(m.id, true) },
-    t.question, t.big,
-    h('span', { class: 'tile-prices' }, h('span', {}, 'Yes ', t.yes), h('span', {}, 'No ', t.no), t.volume), t.spark);
+    t.question, h('span', { class: 'tile-prices' }, h('span', {}, 'Yes ', t.yes), h('span', {}, 'No ', t.no), t.volume), t.spark);
   t.item = h('li', { 'data-market': m.id }, t.button);
   tiles.set(m.id, t);
   return t;
@@ -159,14 +159,12 @@ function renderTile(m) {
     t = makeTile(m);
     $('markets').append(t.item);
   }
-  if (t.label.data !== m.question) t.label.data = m.question;
-  put(t.big, cents(m.price, 0));
+  if (t.label.data !== m.title) t.label.data = m.title;
   put(t.yes, cents(m.price));
   put(t.no, cents(1_000_000 - m.price));
   put(t.volume, moneyShort(m.volume));
   t.held.hidden = m.mine.yes === 0 && m.mine.no === 0;
   t.button.setAttribute('aria-current', String(m.id === selected));
-  flash(t.big, m);
 }
 
 /** A price that has just moved shows which way, and fades back. */
@@ -179,11 +177,11 @@ function flash(element, m) {
 function select(id, scroll) {
   if (!store.markets.has(id)) return;
   const before = selected;
-  selected = id;
+  selected = shown = id;
   history.replaceState(null, '', `#${id}`);
   lastDrawn = { tape: 0, market: '' };
   for (const x of [before, id]) if (store.markets.has(x)) renderTile(store.markets.get(x));
-  if (scroll) tiles.get(id).item.scrollIntoView({ block: 'nearest', inline: 'nearest', behavior: 'smooth' });
+  if (scroll) tiles.get(id).item.scrollIntoView({ block: 'nearest', inline: 'nearest', behavior: reducedMotion.matches || before === id ? 'auto' : 'smooth' });
   chart.jump();
   renderMarket();
 }
@@ -252,17 +250,15 @@ function renderAccount() {
         continue;
       }
       if (!row) {
-        row = { text: h('span', { class: 'pos-name' }, m.question), side: h('small', { class: `pos-side ${side}` }), worth: h('span'), price: h('small', { class: 'muted' }) };
+        row = { text: h('span', { class: 'pos-name' }, m.title), side: h('small', { class: `pos-side ${side}` }), worth: h('span', { class: 'pos-worth' }) };
         row.item = h('li', {}, h('button', { type: 'button', title: 'Show this market, to sell', onclick: () => { select(m.id, true); ticket.choose(true, side); } },
-          h('span', {}, row.text, h('br'), row.side), h('span', { class: 'pos-right' }, row.worth, row.price)));
-        row.text.style.display = 'block';
+          row.text, row.side, row.worth));
         rows.set(key, row);
         list.append(row.item);
       }
       const price = side === 'yes' ? m.price : 1_000_000 - m.price;
       put(row.side, `${shares(held)} ${side === 'yes' ? 'Yes' : 'No'}`);
       put(row.worth, money((held * price) / 1_000_000));
-      put(row.price, `at ${cents(price)}`);
     }
   }
   $('positions-empty').hidden = rows.size > 0;
@@ -292,7 +288,7 @@ for (const button of document.querySelectorAll('[data-range]')) {
 function frame() {
   if (dirty.size > 0) {
     for (const id of dirty) renderTile(store.markets.get(id));
-    if (!store.markets.has(selected)) select([...store.markets.keys()][0]);
+    if (shown === '') select(store.markets.has(selected) ? selected : [...store.markets.keys()][0], true);
     else if (dirty.has(selected)) renderMarket();
     renderAccount();
     dirty.clear();
@@ -306,7 +302,6 @@ function slow() {
     const t = tiles.get(m.id);
     if (!t) continue;
     sparkline(t.spark, m.points, m.price, now(), spark);
-    flash(t.big, m);
     if (m.id === selected) flash($('m-price'), m);
   }
 }

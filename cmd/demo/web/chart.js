@@ -216,7 +216,7 @@ export class Chart {
     g.strokeStyle = c.grid;
     g.fillStyle = c.text;
     g.lineWidth = 1;
-    const step = PRICE_STEPS.find((s) => (y1 - y0) / s <= 6) ?? 200_000;
+    const step = PRICE_STEPS.find((s) => (y1 - y0) / s <= 7) ?? 200_000;
     g.textAlign = 'left';
     for (let p = Math.ceil(y0 / step) * step; p < y1; p += step) {
       const py = Math.round(y(p)) + 0.5;

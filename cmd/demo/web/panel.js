@@ -53,7 +53,9 @@ export class Panel {
       this.#lostAt ||= Date.now();
       this.say(`Connection lost (${status.why}); next attempt in ${duration(status.retryAt - Date.now())}`, 'bad');
     } else if (status.state === 'open') {
-      if (this.#lostAt) this.say(`Connected again after ${duration(Date.now() - this.#lostAt)}; subscribing from my cursors`);
+      this.say(this.#lostAt
+        ? `Connected again after ${duration(Date.now() - this.#lostAt)}; going on from the last cursor of each topic`
+        : 'Connected; the snapshot is read, and the stream goes on where it ends');
       this.#lostAt = 0;
     } else if (status.state === 'refused') {
       this.say(`The server refuses this page: ${status.why}`, 'bad');
@@ -69,11 +71,16 @@ export class Panel {
     else if (what.kind === 'unread') this.say(`The snapshot cannot be read (${what.why}); again in ${duration(what.in_ms)}`, 'bad');
     else if (what.kind === 'refused') this.say(`${what.topic}: ${what.reason}`, 'bad');
     if (!sum.timer && (what.kind === 'gap' || what.kind === 'healed')) {
-      sum.timer = setTimeout(() => {
-        if (sum.gaps) this.say(`Missed ${count(sum.gaps)} events meanwhile; replayed in order, ${sum.healed} ${sum.healed === 1 ? 'gap' : 'gaps'} healed`);
-        Object.assign(sum, { gaps: 0, healed: 0, timer: 0 });
-      }, 500);
+      sum.timer = setTimeout(() => this.#sumUp(), 400);
     }
+  }
+
+  /** One line for all topics: they heal together. */
+  #sumUp() {
+    const sum = this.#healing;
+    clearTimeout(sum.timer);
+    if (sum.gaps) this.say(`${count(sum.gaps)} events were missed; replayed in order, ${sum.healed} ${sum.healed === 1 ? 'gap' : 'gaps'} healed`);
+    Object.assign(sum, { gaps: 0, healed: 0, timer: 0 });
   }
 
   verified(state) {
@@ -82,6 +89,7 @@ export class Panel {
     for (const act of this.#acts) {
       if (act.readAfter > state.at - 200 || stopped) continue;
       act.done = true;
+      this.#sumUp();
       this.say(`Screen equals database at offset ${count(state.total)}: ${duration(state.at - act.at)} after ${act.what}`, 'good');
     }
     this.#acts = this.#acts.filter((a) => !a.done);

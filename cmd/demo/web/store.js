@@ -21,7 +21,9 @@ export class Store {
   replace(snapshot, position) {
     for (const m of snapshot.markets) {
       const old = this.markets.get(m.id);
-      const points = (m.history || []).map(([second, price]) => ({ t: second * 1000 + 999, p: price }));
+      // A point stands at the end of its second, but not after the trade that made it.
+      const latest = m.tape?.length ? m.tape[m.tape.length - 1].at : Infinity;
+      const points = (m.history || []).map(([second, price]) => ({ t: Math.min(second * 1000 + 999, latest), p: price }));
       const market = {
         ...m,
         points,

@@ -3,16 +3,19 @@
 // ticket offers to trade at that.
 
 import * as api from './api.js';
-import { $, UNIT, cents, centsChange, clock, duration, h, money, put, shares } from './format.js';
+import { $, UNIT, cents, centsChange, duration, h, money, put, shares } from './format.js';
 import { preview } from './store.js';
 
 const TOLERANCES = [[0, '0'], [5_000, '0.5¢'], [10_000, '1¢'], [30_000, '3¢']];
+/** How long a trade that was made is shown. */
+const DONE_MS = 8_000;
 const QUICK_BUY = [10, 25, 100];
 
 export class Ticket {
   #market = null;
-  #held = null; // {price, version, at}: the price the author holds on to, instead of the live one
+  #held = null; // {price, version}: the price the author holds on to, instead of the live one
   #busy = false;
+  #fade = 0;
   #pushes = new Map(); // "market:version" of own trades → when their push arrived
   #el = {};
 
@@ -61,7 +64,7 @@ export class Ticket {
     e.seenPrice = h('b', {}, '–');
     e.seenNote = h('small', {}, '');
     e.hold = h('button', { type: 'button', class: 'link', 'aria-pressed': 'false', title: 'Hold on to the price you see now, as a slow reader would. The market may refuse it.', onclick: () => this.#toggleHold() }, 'Hold');
-    e.seen = h('div', { class: 'seen' }, h('div', {}, 'Price you see: ', e.seenPrice, e.seenNote), e.hold);
+    e.seen = h('div', { class: 'seen' }, h('div', {}, 'You see ', e.seenPrice, e.seenNote), e.hold);
     e.brief = h('dl', { class: 'brief' });
     e.briefRows = ['', '', ''].map(() => {
       const row = [h('dt'), h('dd')];
@@ -69,7 +72,7 @@ export class Ticket {
       return row;
     });
     e.go = h('button', { type: 'submit', class: 'go' }, 'Buy');
-    e.result = h('div', { role: 'status', 'aria-live': 'polite' });
+    e.result = h('div', { role: 'status', 'aria-live': 'polite', hidden: true });
     e.form = h('form', { novalidate: true, autocomplete: 'off' },
       h('div', { class: 'tabs', role: 'radiogroup', 'aria-label': 'Action' },
         radio('action', 'buy', h('span', {}, 'Buy'), true), radio('action', 'sell', h('span', {}, 'Sell'), false)),
@@ -79,17 +82,20 @@ export class Ticket {
       h('div', {},
         h('div', { class: 'field-head' }, e.amountLabel, e.amountHint),
         h('div', { class: 'amount' }, e.sign, e.amount, e.unit), e.quick),
-      h('div', {},
-        h('div', { class: 'field-head' }, h('span', { id: 'tol' }, 'Slippage I accept')),
+      h('div', { class: 'slip' },
+        h('div', { class: 'field-head' }, h('span', { id: 'tol' }, 'Slippage')),
         h('div', { class: 'tabs', role: 'radiogroup', 'aria-labelledby': 'tol' },
           ...TOLERANCES.map(([v, label]) => radio('tolerance', String(v), h('span', {}, label), v === 10_000)))),
-      e.seen, e.brief, e.go);
-    e.form.addEventListener('input', () => this.render());
+      e.result, e.seen, e.brief, e.go);
+    e.form.addEventListener('input', () => {
+      this.#say(null);
+      this.render();
+    });
     e.form.addEventListener('submit', (event) => {
       event.preventDefault();
       this.#submit();
     });
-    $('ticket').append(h('h2', {}, 'Trade'), e.form, e.result);
+    $('ticket').append(h('h2', { class: 'sr' }, 'Trade'), e.form);
   }
 
   get #form() {
@@ -111,7 +117,7 @@ export class Ticket {
   }
 
   #toggleHold() {
-    this.#held = this.#held ? null : { price: this.#market.price, version: this.#market.version, at: Date.now() };
+    this.#held = this.#held ? null : { price: this.#market.price, version: this.#market.version };
     this.render();
   }
 
@@ -142,18 +148,18 @@ export class Ticket {
     const against = sell ? seen - now : now - seen;
     put(e.seenPrice, cents(seen));
     put(e.seenNote, this.#held
-      ? `held since ${clock(this.#held.at)}; now ${cents(now)} (${centsChange(now - seen)})`
-      : 'live; sent along with your order');
+      ? `now ${cents(now)} (${centsChange(now - seen)})`
+      : 'live');
     put(e.hold, this.#held ? 'Follow' : 'Hold');
     e.hold.setAttribute('aria-pressed', String(Boolean(this.#held)));
     e.seen.dataset.drift = against > tolerance ? 'out' : 'in';
 
     const quote = Number.isFinite(amount) ? preview(m, side, sell, amount) : null;
     const rows = quote && !sell
-      ? [['Shares', shares(quote.shares)], ['Average price', cents(quote.money / quote.shares * UNIT)], [`Pays if ${name}`, money(quote.shares)]]
+      ? [['Shares', shares(quote.shares)], ['Average', cents(quote.money / quote.shares * UNIT)], [`Pays if ${name}`, money(quote.shares)]]
       : quote
-        ? [['You receive', money(quote.money)], ['Average price', cents(quote.money / quote.shares * UNIT)], [`${name} after`, cents(quote.after)]]
-        : [['Shares', '–'], ['Average price', '–'], [sell ? `${name} after` : `Pays if ${name}`, '–']];
+        ? [['You receive', money(quote.money)], ['Average', cents(quote.money / quote.shares * UNIT)], [`${name} after`, cents(quote.after)]]
+        : [['Shares', '–'], ['Average', '–'], [sell ? `${name} after` : `Pays if ${name}`, '–']];
     rows.forEach(([label, value], i) => {
       put(e.briefRows[i][0], label);
       put(e.briefRows[i][1], value);
@@ -225,7 +231,7 @@ export class Ticket {
       h('span', {}, 'Nothing was traded. What you saw is no longer so.'),
       h('div', { class: 'prices' },
         h('div', {}, h('small', {}, 'You saw'), h('b', {}, cents(order.seen.price))),
-        h('div', {}, h('small', {}, 'You allowed'), h('b', {}, `±${cents(order.tolerance)}`)),
+        h('div', {}, h('small', {}, 'You allowed'), h('b', {}, cents(order.tolerance))),
         h('div', {}, h('small', {}, `${name} now`), h('b', {}, cents(quote.now)))),
       h('div', { class: 'row' },
         h('button', { type: 'button', class: 'again', onclick: () => this.#submit(again) }, `Trade at ${cents(quote.now)}`),
@@ -253,5 +259,7 @@ export class Ticket {
     this.#el.result.className = kind ? `result ${kind}` : '';
     this.#el.result.replaceChildren(...children);
     this.#el.result.hidden = !kind;
+    clearTimeout(this.#fade);
+    if (kind === 'done') this.#fade = setTimeout(() => this.#say(null), DONE_MS);
   }
 }
