@@ -31,7 +31,7 @@ lint: ## Check format, go vet, staticcheck and the modules' checksums
 	@go mod verify
 
 bench: ## Measure throughput and latency (QUICK=1: one short round)
-	@QUICK=$(QUICK) go run ./internal/bench
+	@QUICK=$(QUICK) $(UP) -- go run ./internal/bench
 
 ci: lint test ## What has to pass: lint, all tests, the core under the race detector
 	@$(UP) --compiler -- go test -race -count=1 -timeout=$(TIMEOUT) $(CORE)

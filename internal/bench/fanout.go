@@ -32,13 +32,14 @@ type child struct {
 	out *json.Decoder
 }
 
-func startChild(role string) (*child, error) {
+func startChild(role string, env ...string) (*child, error) {
 	self, err := os.Executable()
 	if err != nil {
 		return nil, err
 	}
 	c := &child{cmd: exec.Command(self, role)}
 	c.cmd.Stderr = os.Stderr
+	c.cmd.Env = append(os.Environ(), env...)
 	if c.in, err = c.cmd.StdinPipe(); err != nil {
 		return nil, err
 	}
@@ -57,6 +58,11 @@ func (c *child) end() {
 	timer := time.AfterFunc(5*time.Second, func() { c.cmd.Process.Kill() })
 	c.cmd.Wait()
 	timer.Stop()
+}
+
+func (c *child) kill() {
+	c.cmd.Process.Kill()
+	c.cmd.Wait()
 }
 
 // fanout runs one fan-out: a server and a swarm, each a process of its own.

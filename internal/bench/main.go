@@ -1,37 +1,147 @@
-// Command bench measures every hop of Commitcast beside a limit program for that hop, in one run.
+// Command bench measures the hops of Commitcast beside a limit program for each, in one run: ratios, not promises.
+// It needs DATABASE_URL and REDIS_URL; `make bench` provides private ones. QUICK=1 makes one short round.
 package main
 
 import (
+	"context"
+	"encoding/json"
 	"fmt"
 	"os"
+	"runtime"
+	"slices"
+	"time"
+
+	"github.com/commitcast/commitcast/internal/app"
 )
+
+// roles are what this program is when it starts itself again as a child.
+var roles = map[string]func(){
+	"swarm": swarmMain, "fanserver": fanserverMain, "bareworker": bareWorkerMain, "barebroadcaster": bareBroadcasterMain,
+	"commitcast": func() { os.Exit(app.Main(os.Args[2:], os.Stdout, os.Stderr)) },
+}
+
+// results is what one run writes to bench-results/.
+type results struct {
+	At       time.Time        `json:"at"`
+	Machine  string           `json:"machine"`
+	Pipeline []pipelineResult `json:"pipeline"`
+	Writers  []writersResult  `json:"writers"`
+	Fanout   []fanResult      `json:"fanout"`
+}
 
 func main() {
 	if len(os.Args) > 1 {
-		switch os.Args[1] {
-		case "swarm":
-			swarmMain()
-			return
-		case "fanserver":
-			fanserverMain()
-			return
+		role, ok := roles[os.Args[1]]
+		if !ok {
+			fatal(fmt.Errorf("unknown argument %q; run make bench", os.Args[1]))
 		}
+		role()
+		return
+	}
+	rounds, seconds := 3, 8.0
+	if os.Getenv("QUICK") != "" {
+		rounds, seconds = 1, 3
+	}
+	ctx := context.Background()
+	r := results{At: time.Now().UTC(), Machine: fmt.Sprintf("%d cores, %s/%s, %s, everything on it", runtime.NumCPU(), runtime.GOOS, runtime.GOARCH, runtime.Version())}
+	fmt.Println("Machine:", r.Machine)
+	for round := range rounds {
+		if err := r.round(ctx, round, seconds); err != nil {
+			fatal(err)
+		}
+	}
+	r.ratios()
+	if err := r.save(); err != nil {
+		fatal(err)
+	}
+}
+
+func (r *results) round(ctx context.Context, round int, seconds float64) error {
+	fmt.Printf("\nRound %d\n", round+1)
+	for _, kind := range []string{kindLimit, kindCommitcast} {
+		database, err := freshDatabase(ctx, "bench_"+kind)
+		if err != nil {
+			return err
+		}
+		p, err := pipeline(ctx, kind, database, 200, seconds)
+		if err != nil {
+			return err
+		}
+		r.Pipeline = append(r.Pipeline, p)
+		fmt.Printf("  commit → socket, %3.0f tx/s     %-14s from the acknowledged commit p50 %5.2f ms p99 %5.2f ms, from the intended time p50 %5.2f ms p99 %5.2f ms\n",
+			p.Rate, p.Kind, p.AckP50, p.AckP99, p.IntendedP50, p.IntendedP99)
+	}
+	database, err := freshDatabase(ctx, "bench_writers")
+	if err != nil {
+		return err
+	}
+	_, stop, err := node(ctx, database, "worker")
+	if err != nil {
+		return err
+	}
+	defer stop()
+	for _, kind := range []string{kindPlainTable, kindManyTopics, kindOneTopic} {
+		w, err := writers(ctx, kind, database, 32, seconds)
+		if err != nil {
+			return err
+		}
+		r.Writers = append(r.Writers, w)
+		fmt.Printf("  %d writers                    %-14s %6.0f transactions/s\n", w.Writers, w.Kind, w.PerSecond)
 	}
 	for _, o := range []struct {
 		order   fanOrder
 		clients int
 	}{
-		{fanOrder{Kind: kindLimit, Topic: "t", Events: 50, Rate: 5, Bytes: 100}, 4000},
-		{fanOrder{Kind: kindCommitcast, Topic: "t", Events: 50, Rate: 5, Bytes: 100}, 4000},
-		{fanOrder{Kind: kindQueues, Topic: "t", Events: 1000, Window: 256, Bytes: 100}, 1000},
-		{fanOrder{Kind: kindLimit, Topic: "t", Events: 1000, Window: 256, Bytes: 100}, 1000},
-		{fanOrder{Kind: kindCommitcast, Topic: "t", Events: 5000, Window: 256, Bytes: 100}, 1000},
+		{fanOrder{Kind: kindLimit, Events: int64(5 * seconds), Rate: 5}, 4000},
+		{fanOrder{Kind: kindCommitcast, Events: int64(5 * seconds), Rate: 5}, 4000},
+		{fanOrder{Kind: kindQueues, Events: 1000, Window: 256}, 1000},
+		{fanOrder{Kind: kindCommitcast, Events: 4000, Window: 256}, 1000},
 	} {
-		r, err := fanout(o.order, o.clients, 0)
+		o.order.Topic, o.order.Bytes = "t", 100
+		f, err := fanout(o.order, o.clients, 0)
 		if err != nil {
-			fatal(err)
+			return err
 		}
-		fmt.Printf("%-10s %5d clients rate %5.0f: %9.0f deliveries/s p50 %6.2f ms p99 %6.2f ms, %5.2f CPU s/M, %7d messages, RSS %d KB\n",
-			r.Kind, r.Clients, r.Rate, r.PerSecond, r.P50, r.P99, r.CPUPerMillion, r.Messages, r.RSS>>10)
+		r.Fanout = append(r.Fanout, f)
+		fmt.Printf("  %d subscribers, one topic     %-14s %8.0f deliveries/s, p50 %6.2f ms p99 %6.2f ms, %5.2f CPU s per million\n",
+			f.Clients, f.Kind, f.PerSecond, f.P50, f.P99, f.CPUPerMillion)
 	}
+	return nil
+}
+
+// ratios prints medians over the rounds, each against its limit in the same run.
+func (r *results) ratios() {
+	median := func(v []float64) float64 { slices.Sort(v); return v[len(v)/2] }
+	var p50 = map[string][]float64{}
+	for _, p := range r.Pipeline {
+		p50[p.Kind] = append(p50[p.Kind], p.AckP50)
+	}
+	var rate = map[string][]float64{}
+	for _, w := range r.Writers {
+		rate[w.Kind] = append(rate[w.Kind], w.PerSecond)
+	}
+	var fast = map[string][]float64{}
+	for _, f := range r.Fanout {
+		if f.Rate == 0 {
+			fast[f.Kind] = append(fast[f.Kind], f.PerSecond)
+		}
+	}
+	fmt.Printf("\nMedians, as ratios inside this run\n")
+	fmt.Printf("  commit → socket p50, to the bare hops:                     %.2f\n", median(p50[kindCommitcast])/median(p50[kindLimit]))
+	fmt.Printf("  transactions/s, one topic to 10,000 topics:                %.2f\n", median(rate[kindOneTopic])/median(rate[kindManyTopics]))
+	fmt.Printf("  transactions/s, outbox to a plain table:                   %.2f\n", median(rate[kindManyTopics])/median(rate[kindPlainTable]))
+	fmt.Printf("  deliveries/s, shared log to a queue for each connection:   %.2f\n", median(fast[kindCommitcast])/median(fast[kindQueues]))
+}
+
+func (r *results) save() error {
+	if err := os.MkdirAll("bench-results", 0o755); err != nil {
+		return err
+	}
+	b, err := json.MarshalIndent(r, "", "  ")
+	if err != nil {
+		return err
+	}
+	name := "bench-results/" + r.At.Format("20060102-150405") + ".json"
+	fmt.Println("Raw results:", name)
+	return os.WriteFile(name, b, 0o644)
 }
