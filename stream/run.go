@@ -71,10 +71,10 @@ func (o Offer) parts() []Offer {
 		}
 		part := o
 		part.Frames = o.Frames[:n]
+		part.Restart = o.Restart && len(parts) == 0
 		parts = append(parts, part)
 		o.Frames = o.Frames[n:]
 		o.First += int64(n)
-		o.Restart = false
 	}
 	return parts
 }

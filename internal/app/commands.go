@@ -49,7 +49,6 @@ type workerCommand struct {
 	databaseFlags
 	RedisURL string `required:"" env:"REDIS_URL" placeholder:"URL" help:"Redis 7.0 or later: redis://user:password@host:6379/0."`
 	processFlags
-	workerFlags
 }
 
 // Run runs a worker until ctx ends.
@@ -78,7 +77,6 @@ type allCommand struct {
 	databaseFlags
 	streamFlags
 	processFlags
-	workerFlags
 	clientFlags
 }
 

@@ -28,9 +28,6 @@ type processFlags struct {
 	LogFormat string `env:"COMMITCAST_LOG_FORMAT" enum:"text,json" default:"text" help:"text or json (${default})."`
 }
 
-// workerFlags are those of commands that run a worker.
-type workerFlags struct{}
-
 // clientFlags are those of commands that serve clients.
 type clientFlags struct {
 	Listen         string        `env:"COMMITCAST_LISTEN" default:"127.0.0.1:8080" placeholder:"ADDR" help:"Address for clients (${default})."`
