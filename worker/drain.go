@@ -82,7 +82,7 @@ func (w *Worker) drain(ctx context.Context, partition int16, term int64) (why st
 		if panicked != nil {
 			err = errors.New("panic")
 		}
-		w.hub.ended(partition, err)
+		w.hub.ended(partition, why, err)
 		w.hub.leave(d) // after the lock is free, so that the dispatcher sees it free
 		if panicked != nil {
 			panic(panicked)

@@ -73,13 +73,16 @@ func (h *hub) hint(p int) {
 	signal(h.kick)
 }
 
-// ended counts how the drains of a partition end.
-func (h *hub) ended(partition int16, err error) {
+// ended counts how the drains of a partition end. One that was passed says nothing: River also runs the jobs of terms
+// that have failed again.
+func (h *hub) ended(partition int16, why string, err error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	f := &h.failures[partition]
 	if err == nil {
-		*f = failures{}
+		if why != endPassed {
+			*f = failures{}
+		}
 		return
 	}
 	f.until = time.Now().Add(jitter(backoff(f.n, failureLeast, failureMost)))
