@@ -2,6 +2,7 @@ package app
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"text/tabwriter"
@@ -53,6 +54,9 @@ type workerCommand struct {
 
 // Run runs a worker until ctx ends.
 func (c *workerCommand) Run(ctx context.Context, s *streams) error {
+	if c.RedisURL == "" {
+		return usageError{errors.New("--redis-url is empty: a node of its own needs Redis; `commitcast all` does not")}
+	}
 	p := &process{database: c.DatabaseURL, redis: c.RedisURL, ops: c.OpsListen, log: c.logger(s)}
 	return p.run(ctx, true, nil)
 }
@@ -66,6 +70,9 @@ type broadcasterCommand struct {
 
 // Run runs a broadcaster until ctx ends.
 func (c *broadcasterCommand) Run(ctx context.Context, s *streams) error {
+	if c.RedisURL == "" {
+		return usageError{errors.New("--redis-url is empty: a node of its own needs Redis; `commitcast all` does not")}
+	}
 	if err := c.check(); err != nil {
 		return err
 	}

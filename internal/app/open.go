@@ -2,6 +2,7 @@ package app
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"time"
@@ -19,6 +20,9 @@ const openTimeout = 10 * time.Second
 
 // OpenDatabase connects to the database and checks that its schema is the one that this binary knows.
 func OpenDatabase(ctx context.Context, url string) (*pgxpool.Pool, error) {
+	if url == "" {
+		return nil, usageError{errors.New("--database-url is empty")}
+	}
 	config, err := pgxpool.ParseConfig(url)
 	if err != nil {
 		return nil, fmt.Errorf("--database-url: %w", err)
