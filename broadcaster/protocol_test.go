@@ -203,9 +203,9 @@ func TestEpochChangesUnderSubscribers(t *testing.T) {
 		c.ExpectEvents(topic, 1, 3)
 	}
 	// The database goes back: "lost" had only one event then.
-	r.exec(`DELETE FROM commitcast.journal WHERE topic = 'lost' AND "offset" > 1`)
-	r.exec(`UPDATE commitcast.topic SET head = 1 WHERE topic = 'lost'`)
-	r.exec("SELECT commitcast.begin_epoch(NULL, 'test')")
+	r.exec(`DELETE FROM commitcast.journal WHERE topic = 'lost' AND "offset" > 1;
+		UPDATE commitcast.topic SET head = 1 WHERE topic = 'lost';
+		SELECT commitcast.begin_epoch(NULL, 'test')`) // one transaction: nobody sees it half done
 	m := c.Expect("reset")
 	if m.Topic != "lost" || m.Reason != wire.ReasonAhead || m.Head != 1 || m.Epoch != r.epoch() {
 		t.Fatalf("%+v", m)
@@ -230,9 +230,9 @@ func TestHeadGoesBackWithinAnEpoch(t *testing.T) {
 	c.Subscribe(1, "t", r.cursor(0))
 	c.Expect("subscribed")
 	c.ExpectEvents("t", 1, 5)
-	r.exec(`DELETE FROM commitcast.journal WHERE "offset" > 2`)
-	r.exec(`UPDATE commitcast.topic SET head = 2`)
-	r.exec(`UPDATE commitcast.partition SET seq = seq - 3 WHERE id = $1`, wire.Partition("t"))
+	r.exec(fmt.Sprintf(`DELETE FROM commitcast.journal WHERE "offset" > 2;
+		UPDATE commitcast.topic SET head = 2;
+		UPDATE commitcast.partition SET seq = seq - 3 WHERE id = %d`, wire.Partition("t")))
 	if m := c.Expect("reset"); m.Reason != wire.ReasonAhead || m.Head != 2 {
 		t.Fatalf("%+v", m)
 	}
