@@ -131,7 +131,7 @@ func (p *tab) until(expression, format string, args ...any) {
 	for !in[bool](p, "!!("+expression+")") {
 		if time.Now().After(deadline) {
 			p.t.Fatalf("not within %v: %s\nstatus %s\nlog %s", soon, fmt.Sprintf(format, args...),
-				in[string](p, "JSON.stringify(window.__demo?.status())"), in[string](p, "document.getElementById('log').innerText"))
+				in[string](p, `JSON.stringify(window.__demo?.status() ?? null)`), in[string](p, `document.getElementById("log")?.innerText ?? ""`))
 		}
 		time.Sleep(20 * time.Millisecond)
 	}

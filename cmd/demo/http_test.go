@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"github.com/commitcast/commitcast/cmd/demo/lmsr"
+	"github.com/commitcast/commitcast/outbox"
 )
 
 // asProblem decodes an answer that has to be application/problem+json.
@@ -287,5 +288,22 @@ func TestPageIsSelfContained(t *testing.T) {
 	})
 	if err != nil {
 		t.Fatal(err)
+	}
+}
+
+// TestSnapshotTooFarBehindSaysSo: without a worker, events pile up until a snapshot can no longer name them all.
+func TestSnapshotTooFarBehindSaysSo(t *testing.T) {
+	d := newDemo(t, 0)
+	v := visit(t, d)
+	if _, err := d.pool.Exec(t.Context(), `SELECT commitcast.append($1, 'trade', '{}') FROM generate_series(1, $2)`,
+		topicOf(tunnel), outbox.MaxPending+1); err != nil {
+		t.Fatal(err)
+	}
+	status, header, body := v.do("GET", "/api/check", "")
+	if status != http.StatusServiceUnavailable || header.Get("Retry-After") == "" {
+		t.Fatalf("check: %d %s", status, body)
+	}
+	if p := asProblem(t, status, header, body); p.Type != "urn:problem:behind" {
+		t.Errorf("problem %+v", p)
 	}
 }

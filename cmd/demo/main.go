@@ -15,6 +15,7 @@ import (
 	"os"
 	"os/signal"
 	"strconv"
+	"sync"
 	"syscall"
 	"time"
 
@@ -243,12 +244,9 @@ func (d *demo) run(ctx context.Context, l net.Listener) error {
 			cancel(fmt.Errorf("serving the page: %w", err))
 		}
 	}()
-	trading := make(chan struct{})
-	go func() { // owned by run, which waits for trading
-		defer close(trading)
-		_ = d.fleet.Run(ctx) // ends with ctx, never before
-	}()
-	go d.prune(ctx) // owned by run: ends with ctx
+	var trading sync.WaitGroup
+	trading.Go(func() { _ = d.fleet.Run(ctx) }) // owned by run, which waits for it; ends with ctx, never before
+	trading.Go(func() { d.prune(ctx) })         // owned by run, which waits for it; ends with ctx
 
 	moving, stopMoving := context.WithCancel(context.WithoutCancel(ctx))
 	defer stopMoving()
@@ -262,12 +260,12 @@ func (d *demo) run(ctx context.Context, l net.Listener) error {
 		if errors.Is(failure, context.Canceled) {
 			failure = nil
 		}
-		<-trading
+		trading.Wait()
 		stopMoving()
 		failure = errors.Join(failure, <-moved)
 	case failure = <-moved:
 		cancel(failure)
-		<-trading
+		trading.Wait()
 	}
 	ending, done := context.WithTimeout(context.WithoutCancel(ctx), httpEndsWithin)
 	defer done()

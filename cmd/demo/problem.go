@@ -8,6 +8,7 @@ import (
 	"net/http"
 
 	"github.com/commitcast/commitcast/cmd/demo/lmsr"
+	"github.com/commitcast/commitcast/outbox"
 )
 
 // problem is an answer of type application/problem+json (RFC 9457).
@@ -54,6 +55,12 @@ func problemOf(err error) (p *problem, ours bool) {
 	case errors.Is(err, lmsr.ErrAmount):
 		return newProblem(http.StatusUnprocessableEntity, "amount", "The amount is out of range",
 			"an amount is from one millionth to one million"), false
+	case errors.Is(err, outbox.ErrTooManyPending):
+		return newProblem(http.StatusServiceUnavailable, "behind", "Too far behind",
+			"more events wait for the worker than a snapshot names; start the worker"), false
+	case errors.Is(err, outbox.ErrEpochPending):
+		return newProblem(http.StatusServiceUnavailable, "epoch", "The database has just restarted",
+			"no worker has begun its new epoch yet; start the worker"), false
 	default:
 		return newProblem(http.StatusServiceUnavailable, "unavailable", "The exchange cannot answer now",
 			"the database did not answer; nothing is known to have happened; try again with the same request id"), true
