@@ -61,7 +61,7 @@ export class Feed {
         this.#each((s) => s.machine.down());
       },
       message: (text) => this.#message(text),
-      probe: () => [...this.#subjects.values()].some((s) => s.machine.probe()),
+      probe: () => [...this.#subjects.values()].some((s) => s.machine.probe() && (s.publish(), true)),
       changed: () => {
         const { state } = this.#link.connection;
         if (state !== "failed") this.#failed = undefined;

@@ -223,7 +223,7 @@ export class Link {
     this.#later(every, () => {
       const then = this.#env.now();
       const silent = then - this.#heard;
-      if (silent > this.#silence || (this.#probed && then - this.#probed >= PROBE_WITHIN)) {
+      if (silent >= this.#silence || (this.#probed && then - this.#probed >= PROBE_WITHIN)) {
         return this.#over("the server fell silent");
       }
       if (then - now - every > WATCH && silent > this.#silence / 2) this.#probe();

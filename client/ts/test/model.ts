@@ -69,7 +69,7 @@ export class Sim {
     this.#calm = this.#faultless;
     for (let part = 0; part < 2; part++) {
       this.#calm = this.#faultless;
-      const steps = 20 + this.#int(50);
+      const steps = 30 + this.#int(70);
       for (let i = 0; i < steps; i++) this.#step();
       const wrong = this.#settle();
       if (wrong) return wrong;
@@ -121,7 +121,7 @@ export class Sim {
       },
       wait: (n) => (this.#timer = { n, life }),
       apply: (state, f) => {
-        if (this.#fault("apply throws", 0.02)) throw new Error("no");
+        if (this.#fault("apply throws", 0.03)) throw new Error("no");
         return { sum: state.sum + (f.data as number), count: state.count + 1 };
       },
       passed: () => {},
@@ -217,7 +217,8 @@ export class Sim {
   #heartbeat(): void {
     if (!this.#up) return;
     if (this.#faultless) {
-      this.#hear(); // and a network that is faster than heartbeats
+      while (this.#queue.length > 0) this.#receive(); // a page,
+      this.#hear(); // a server, and a network that is faster than heartbeats
       this.#deliver(100);
     }
     const sub = this.#sub;
@@ -245,7 +246,7 @@ export class Sim {
       if (this.#past.length > 0 && this.#fault("stale snapshot", 0.3)) r.db = this.#past.at(-1 - this.#int(Math.min(6, this.#past.length)))!;
       return;
     }
-    if (!this.#fault("slow snapshot", 0.5)) this.#read = undefined;
+    if (!this.#fault("slow snapshot", 0.2)) this.#read = undefined;
     if (this.#fault("snapshot fails", 0.1)) return this.#m.unread(r.n);
     const { rows, outbox, epochs } = r.db;
     const epoch = epochs.at(-1)!;
@@ -282,14 +283,15 @@ export class Sim {
     if (this.#fault("reread", 0.005)) return this.#m.reread();
     if (this.#fault("probe", 0.005)) return void this.#m.probe();
     if (this.#p(0.05)) this.#kept = this.#m.held;
-    switch (this.#int(10)) {
-      case 0: return this.#commit();
-      case 1: return this.#sequence(1 + this.#int(3));
-      case 2: return this.#hear();
-      case 3: return this.#deliver(1 + this.#int(3));
-      case 4: case 5: case 6: return this.#receive();
-      case 7: return this.#snapshot();
-      case 8: return this.#p(0.3) ? this.#heartbeat() : this.#due();
+    switch (this.#int(16)) {
+      case 0: case 1: return this.#commit();
+      case 2: return this.#sequence(1 + this.#int(4));
+      case 3: return this.#hear();
+      case 4: case 5: return this.#deliver(1 + this.#int(4));
+      case 6: case 7: case 8: case 9: return this.#receive();
+      case 10: case 11: case 12: return this.#snapshot();
+      case 13: return this.#p(0.3) ? this.#heartbeat() : this.#due();
+      case 14: return this.#due();
       default: return this.#connect();
     }
   }
