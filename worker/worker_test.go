@@ -10,6 +10,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/commitcast/commitcast/internal/journal"
 	"github.com/commitcast/commitcast/internal/testkit"
 	"github.com/commitcast/commitcast/stream"
 	"github.com/commitcast/commitcast/wire"
@@ -154,6 +155,65 @@ func TestRepeatableReadByDefault(t *testing.T) {
 	b.verify(l, sub)
 	if n := scalar[int](b, `SELECT count(*) FROM commitcast.river_job WHERE errors IS NOT NULL`); n > 0 {
 		t.Errorf("%d jobs failed: %s", n, scalar[string](b, `SELECT errors[1]::text FROM commitcast.river_job WHERE errors IS NOT NULL LIMIT 1`))
+	}
+}
+
+// The settings that correctness rests on, whatever the database's defaults are.
+func TestOwnerSession(t *testing.T) {
+	b := newBench(t)
+	name := scalar[string](b, `SELECT current_database()`)
+	for setting, value := range map[string]string{
+		"default_transaction_isolation": "serializable", "default_transaction_read_only": "on", "synchronous_commit": "off",
+		"idle_session_timeout": "0", "statement_timeout": "0", "enable_seqscan": "on",
+	} {
+		b.exec(fmt.Sprintf(`ALTER DATABASE %s SET %s = '%s'`, name, setting, value))
+	}
+	w, err := New(b.pool, b.stream, Config{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	own, err := w.connectOwner(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer own.close()
+	for setting, want := range map[string]string{
+		"transaction_isolation": "read committed", "transaction_read_only": "off", "synchronous_commit": "on",
+		"idle_session_timeout": "3s", "statement_timeout": "10s", "enable_seqscan": "off",
+	} {
+		result := own.conn.ExecParams(t.Context(), "SHOW "+setting, nil, nil, nil, nil).Read()
+		if result.Err != nil || string(result.Rows[0][0]) != want {
+			t.Errorf("%s is %s, not %s (%v)", setting, result.Rows[0][0], want, result.Err)
+		}
+	}
+}
+
+// A client that does not take the rows it asked for holds no lock, although it asked in one pipeline with sequencing.
+func TestNoLockWhileRowsAreRead(t *testing.T) {
+	b := newBench(t)
+	topic := topicIn(13, 0)
+	b.exec(`INSERT INTO commitcast.outbox (partition, topic, type, data) SELECT 13, $1, 'big',
+		to_json((SELECT string_agg(md5(random()::text), '') FROM generate_series(1, 6400) WHERE i > 0)) FROM generate_series(1, 200) i`, topic)
+	w, err := New(b.pool, b.stream, Config{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	own, err := w.connectOwner(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer own.close()
+	p := own.conn.StartPipeline(t.Context())
+	own.sendSequence(p, 13, 1, 1000, "", 0)
+	own.sendRead(p, 13, 0, journal.MinusInfinity, 1000, 1<<30)
+	if err := p.Flush(); err != nil {
+		t.Fatal(err)
+	}
+	testkit.Eventually(t, 20*time.Second, func() bool {
+		return scalar[bool](b, `SELECT wait_event IS NOT DISTINCT FROM 'ClientWrite' FROM pg_stat_activity WHERE pid = $1`, int64(own.conn.PID()))
+	}, "Postgres waits for the client to read")
+	if n := scalar[int64](b, `SELECT seq FROM commitcast.partition WHERE id = 13 FOR UPDATE NOWAIT`); n != 200 {
+		t.Errorf("%d events are sequenced", n)
 	}
 }
 
