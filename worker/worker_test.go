@@ -44,6 +44,26 @@ func (b *bench) verify(l *load, sub *listener) {
 	sub.noHoles(b.t)
 }
 
+// The in-process stream, as one process that does it all uses it.
+func TestInProcessStream(t *testing.T) {
+	const topics = 10
+	b := newBench(t)
+	m := stream.NewMemory(stream.MemoryConfig{})
+	defer m.Close()
+	sub := b.subscribe(m, b.epoch(), loadTopics(topics)...)
+	_, stop := b.runOn(m, Config{})
+	l := b.load(4, topics, 0.3, 0)
+	l.after(t, 500)
+	l.stop()
+	b.published(10 * time.Second)
+	for topic, rows := range b.journal() {
+		testkit.Eventually(t, 5*time.Second, func() bool { return sub.reached(topic) == int64(len(rows)) }, "the last event of %s", topic)
+	}
+	sub.noHoles(t)
+	sub.cancel()
+	stop()
+}
+
 func TestTwoWorkers(t *testing.T) {
 	const topics = 40
 	b := newBench(t)
