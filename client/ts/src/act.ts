@@ -70,7 +70,7 @@ const AGAIN = [408, 425, 429, 502, 503, 504];
  * Sends an action. Resolves to the answer, also if that is "stale"; `shown` then resolves to whether the events were
  * seen to arrive in the topic. Rejects with an ActError, or with the reason of the signal.
  */
-export async function act<T = unknown, F = unknown, S = unknown>(
+export async function act<T = unknown, F = unknown, S = any>(
   request: ActRequest, options: ActOptions<S> = {},
 ): Promise<ActResult<T, F>> {
   const { topic, optimistic, signal } = options;

@@ -97,7 +97,7 @@ export function digest<S>(topic: Topic<S>, options: DigestOptions<S>): () => voi
       try {
         differs = of(state!) !== now.digest;
       } catch (thrown) {
-        topic.diverged(`the digest of the state failed: ${reason(thrown)}`);
+        topic.reread(`the digest of the state failed: ${reason(thrown)}`);
       }
     }
     if (!changed && !differs) {
@@ -123,7 +123,7 @@ export function digest<S>(topic: Topic<S>, options: DigestOptions<S>): () => voi
     try {
       ondiverge?.({ topic: topic.name, cursor: now.cursor, reason: why });
     } finally {
-      topic.diverged(`${why} (at ${now.cursor})`);
+      topic.reread(`${why} (at ${now.cursor})`);
     }
     return false;
   }

@@ -97,11 +97,6 @@ export class Feed {
     });
   }
 
-  /** What is shown of a topic that is followed already. */
-  peek(name: string): View<unknown> | undefined {
-    return this.#subjects.get(name)?.view;
-  }
-
   /** Tries at once whatever waits or has failed: for a button. */
   retry(): void {
     this.#link.retry();
@@ -265,16 +260,11 @@ export class Topic<S> implements AsyncIterable<View<S>> {
     }
   }
 
-  /** Reads the snapshot again. */
-  reread(): void {
+  /** Reads the snapshot again. `why` is reported: the state was found wrong. */
+  reread(why?: string): void {
+    if (why) this.#subject.fail("diverged", why);
     this.#subject.machine.reread();
     this.#subject.publish();
-  }
-
-  /** Reports that the state was found wrong, and reads the snapshot again. */
-  diverged(message: string): void {
-    this.#subject.fail("diverged", message);
-    this.reread();
   }
 
   /** Shows a change on top of the state; returns how to take it away. `act` does this. */

@@ -22,7 +22,7 @@ interface Channel {
   name: string;
   followers: Set<string>;
   at: Cursor | undefined; // of the last event, while subscribed
-  fence: Cursor | undefined; // the furthest event that followers were given
+  fence: Cursor | undefined; // the furthest that any follower is
   asked: { id: number; after: Cursor | undefined; wish: Wish | undefined } | undefined; // a subscribe that is not answered
   wishes: Wish[];
   stuck: number; // the offset at the last heartbeat whose head was another
@@ -258,6 +258,7 @@ export class Hub {
       const { wish, after } = c.asked;
       c.asked = undefined;
       c.at = after ?? { epoch: f.epoch, offset: f.after };
+      if (!c.fence || c.at.offset > c.fence.offset) c.fence = c.at;
       c.stuck = -1;
       this.#leaving.delete(f.topic);
       if (wish) {

@@ -67,7 +67,7 @@ export interface Acting<T, F> {
  * `const [buy, {pending, result, error}] = useAct(topic)`. The function never rejects: it resolves to the result, or to
  * undefined, and `error` is then set.
  */
-export function useAct<T = unknown, F = unknown, S = unknown>(
+export function useAct<T = unknown, F = unknown, S = any>(
   topic?: Topic<S>,
 ): [(request: ActRequest, options?: ActOptions<S>) => Promise<ActResult<T, F> | undefined>, Acting<T, F>] {
   const [acting, setActing] = useState<Acting<T, F>>({ pending: false, result: undefined, error: undefined });

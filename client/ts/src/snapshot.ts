@@ -37,7 +37,7 @@ export async function read<S>(source: SnapshotSource<S>, fetch: typeof globalThi
   const aborted = new Promise<never>((_, reject) => {
     signal.addEventListener("abort", () => reject(signal.reason), { once: true });
   });
-  const answer = typeof source === "function" ? Promise.resolve(source(signal)) : get(String(source), fetch, signal);
+  const answer = (async () => (typeof source === "function" ? source(signal) : get(String(source), fetch, signal)))();
   return check((await Promise.race([answer, aborted])) as Snapshot<S>);
 }
 

@@ -187,17 +187,15 @@ export class Subject<S> {
       : "catching-up";
     const optimistic = this.#layers.some((layer) => layer.optimistic);
     const cursor = held && formatCursor(held.cursor);
-    const old = this.view;
+    const old: any = this.view;
     if (moved && held) {
       const { pending, epoch } = held; // and the state below the layers: they are nobody's but this page's
       this.#call("store.save", () =>
         this.#options.store?.save(this.#storeKey, { state: held.state, cursor: cursor!, pending, epoch }));
     }
-    if (
-      old.status === status && old.state === state && old.cursor === cursor && old.error === error &&
-      old.optimistic === optimistic
-    ) return;
-    this.view = Object.freeze({ status, state, cursor, error, optimistic }) as View<S>;
+    const next: any = { status, state, cursor, error, optimistic };
+    if (Object.keys(next).every((field) => next[field] === old[field])) return;
+    this.view = Object.freeze(next);
     for (const listener of [...this.#listeners]) this.#call("a listener", () => listener(this.view));
   }
 
@@ -250,7 +248,12 @@ export class Subject<S> {
 
   #layered(state: S): S {
     for (const layer of this.#layers) {
-      this.#call("an optimistic change", () => (state = layer.change(state)));
+      let done = false;
+      this.#call("an optimistic change", () => {
+        state = layer.change(state);
+        done = true;
+      });
+      if (!done) this.#filter((other) => other === layer);
     }
     return state;
   }

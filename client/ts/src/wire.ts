@@ -82,7 +82,7 @@ const TOPIC = /^[A-Za-z0-9][A-Za-z0-9._:/-]{0,127}$/;
 /** Whether v is an integer that every JSON parser keeps exact: an offset, an id, a number of milliseconds. */
 export const isInteger: Check = (v) => Number.isSafeInteger(v) && v >= 0;
 const isText: Check = (v) => typeof v === "string";
-const isHeads: Check = (v) => v?.constructor === Object && Object.values(v).every(isInteger);
+const isHeads: Check = (v) => v instanceof Object && !Array.isArray(v) && Object.values(v).every(isInteger);
 export const isEpoch: Check = (v) => isText(v) && EPOCH.test(v);
 export const isTopic: Check = (v) => isText(v) && TOPIC.test(v);
 

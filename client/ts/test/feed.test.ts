@@ -285,6 +285,37 @@ test("a snapshot that never comes is given up after 30 s; what comes of it later
   assert.deepEqual(topic.view.state, []);
 });
 
+test("a snapshot function that throws, rejects, or says that it is final", async () => {
+  const b = await bench();
+  let reads = 0;
+  const topic = b.feed.topic<unknown[]>("t", {
+    ...list,
+    snapshot: (): Promise<Snapshot<unknown[]>> => {
+      switch (++reads) {
+        case 1: throw new Error("at once");
+        case 2: return Promise.reject("a word");
+        case 3: return Promise.reject(undefined);
+        case 4: return Promise.reject(Object.assign(new Error("gone"), { final: true, ms: 5_000 }));
+        default: return list.snapshot();
+      }
+    },
+  });
+  const peer = await b.server.accept();
+  peer.hello();
+  for (let i = 1; i <= 3; i++) {
+    await until("an error", () => b.errors.length === i);
+    assert.equal(topic.view.status, "loading");
+    b.clock.advance(3_000);
+  }
+  await until("the last", () => b.errors.length === 4);
+  assert.equal(topic.view.status, "failed");
+  b.clock.advance(4_999);
+  assert.equal(reads, 4);
+  b.clock.advance(3_000);
+  await peer.subscribed("t");
+  await shown(topic, "live", (v) => v.status === "live");
+});
+
 test("a stale snapshot, behind what was shown, is caught up", async () => {
   const b = await bench();
   const { topic, peer } = await live(b);

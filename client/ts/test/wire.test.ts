@@ -45,6 +45,11 @@ test("an op of a later server is no error", () => {
   assert.equal(parse('{"op":"constructor"}'), undefined);
 });
 
+test("a topic may be called like a property of every object", () => {
+  const f: any = parse('{"op":"heartbeat","epoch":"3-7d0a","heads":{"constructor":7,"toString":8}}');
+  assert.equal(f.heads["constructor"], 7);
+});
+
 test("frames from the client", () => {
   const { frames } = vectors("client");
   assert.ok(frames.length > 3);
