@@ -52,7 +52,9 @@ var rules = map[string]rule{
 		ours: []string{"stream", "wire"}, theirs: []string{websocket, prometheus, sync},
 		never: []string{pgx, river},
 	},
-	"client":     {ours: []string{"wire"}, theirs: []string{websocket}, never: []string{pgx, river, goRedis}},
+	"client": {ours: []string{"wire"}, theirs: []string{websocket}, never: []string{pgx, river, goRedis}},
+	// The TypeScript package as files; a Go program may serve them.
+	"client/ts":  {},
 	"migrations": {theirs: []string{pgx, river}},
 	"ops": {
 		ours:   []string{"outbox", "stream", "wire", "worker", "broadcaster", "migrations", "internal/journal"},
