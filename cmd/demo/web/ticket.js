@@ -149,7 +149,7 @@ export class Ticket {
     put(e.seenPrice, cents(seen));
     put(e.seenNote, this.#held
       ? `now ${cents(now)} (${centsChange(now - seen)})`
-      : 'live');
+      : document.body.classList.contains('stale') ? 'last known' : 'live');
     put(e.hold, this.#held ? 'Follow' : 'Hold');
     e.hold.setAttribute('aria-pressed', String(Boolean(this.#held)));
     e.seen.dataset.drift = against > tolerance ? 'out' : 'in';
@@ -217,7 +217,7 @@ export class Ticket {
     const began = performance.now();
     const look = () => {
       const at = this.#pushes.get(key);
-      if (at) put(note, `${money(Math.abs(fill.cost))} · on this screen ${duration(at - sentAt)} after you pressed`);
+      if (at) put(note, `${money(Math.abs(fill.cost))} · on this screen after ${duration(at - sentAt)}`);
       else if (performance.now() - began < 60_000) setTimeout(look, 60);
     };
     look();
@@ -228,7 +228,7 @@ export class Ticket {
     const again = { ...order, request: api.randomID(), seen: { price: quote.now, version: quote.version } };
     this.#say('refused',
       h('strong', {}, 'Refused: the market moved'),
-      h('span', {}, 'Nothing was traded. What you saw is no longer so.'),
+      h('span', {}, 'Nothing was traded.'),
       h('div', { class: 'prices' },
         h('div', {}, h('small', {}, 'You saw'), h('b', {}, cents(order.seen.price))),
         h('div', {}, h('small', {}, 'You allowed'), h('b', {}, cents(order.tolerance))),

@@ -35,7 +35,7 @@ export class Verifier {
       theirs = await this.read();
     } catch (err) {
       s.kind = 'unread';
-      s.detail = err.message;
+      s.detail = err.status ? err.message : 'The exchange does not answer; asking again.';
       return;
     }
     const cursors = new Map(theirs.positions.map((p) => {
