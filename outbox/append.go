@@ -8,8 +8,12 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-//go:embed append.sql
-var appendSQL string
+var (
+	//go:embed append.sql
+	appendSQL string
+	//go:embed append_one.sql
+	appendOneSQL string
+)
 
 // Append adds events to a transaction that the caller owns and returns their ids, in order. Call it after the
 // transaction's last write to the rows that the events are about: offsets follow the order of these calls, not that of
@@ -28,7 +32,8 @@ func Append(ctx context.Context, tx pgx.Tx, events ...Event) ([]int64, error) {
 	if len(b.rows) == 0 {
 		return nil, nil
 	}
-	rows, _ := tx.Query(ctx, appendSQL, b.args()...)
+	sql, args := b.insert()
+	rows, _ := tx.Query(ctx, sql, args...)
 	ids, err := pgx.AppendRows(make([]int64, 0, len(b.rows)), rows, pgx.RowTo[int64])
 	if err != nil {
 		return nil, fmt.Errorf("outbox: adding events: %w", err)
@@ -68,15 +73,19 @@ func (b *buffer) truncate(n int) {
 	b.rows = b.rows[:n]
 }
 
-// args are the arguments of append.sql.
-func (b *buffer) args() []any {
+// insert is the statement that adds the buffered events and returns their ids in order.
+func (b *buffer) insert() (sql string, args []any) {
 	n := len(b.rows)
+	if n == 1 {
+		r := &b.rows[0]
+		return appendOneSQL, []any{r.topic, r.typ, r.key, r.data, r.headers}
+	}
 	all := make([]string, 5*n)
 	topics, types, keys, data, headers := all[:n:n], all[n:2*n:2*n], all[2*n:3*n:3*n], all[3*n:4*n:4*n], all[4*n:]
 	for i, r := range b.rows {
 		topics[i], types[i], keys[i], data[i], headers[i] = r.topic, r.typ, r.key, r.data, r.headers
 	}
-	return []any{topics, types, keys, data, headers}
+	return appendSQL, []any{topics, types, keys, data, headers}
 }
 
 // partitions is the set of partitions of the buffered events, one bit each.

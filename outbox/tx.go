@@ -129,8 +129,9 @@ func (t *Transaction) commit(ctx context.Context, conn *pgx.Conn) (done bool, er
 		tag, err := conn.Exec(ctx, "commit")
 		return t.committed(conn, nil, tag, err)
 	}
+	sql, args := t.buffer.insert()
 	var batch pgx.Batch
-	batch.Queue(appendSQL, t.buffer.args()...)
+	batch.Queue(sql, args...)
 	batch.Queue("commit")
 	results := conn.SendBatch(ctx, &batch)
 	rows, _ := results.Query()
