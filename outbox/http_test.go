@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"strconv"
@@ -79,7 +80,7 @@ func accountState(r *http.Request, tx pgx.Tx) (any, error) {
 
 func accountView(t testing.TB, db outbox.Database, change ...func(*outbox.ViewConfig)) *outbox.View {
 	t.Helper()
-	cfg := outbox.ViewConfig{Topic: accountTopic, State: accountState}
+	cfg := outbox.ViewConfig{Topic: accountTopic, State: accountState, Logger: slog.New(slog.DiscardHandler)}
 	for _, c := range change {
 		c(&cfg)
 	}
