@@ -260,7 +260,7 @@ func (b *Broadcaster) allowOrigin(w http.ResponseWriter, r *http.Request) error 
 	}
 	u, err := url.Parse(origin)
 	if err != nil || u.Host == "" {
-		return errors.New("Origin is not that of a page")
+		return errors.New("the header Origin is not that of a page")
 	}
 	if strings.EqualFold(u.Host, r.Host) {
 		return nil
