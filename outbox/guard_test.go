@@ -284,7 +284,7 @@ func TestThousandTraders(t *testing.T) {
 		t.Errorf("%d orders went through that their authors would not want", bad)
 	}
 	trades, version, journal := one[int](t, pool, `SELECT count(*) FROM trade`), one[int](t, pool, `SELECT version FROM market`), one[int](t, pool, `SELECT count(*) FROM commitcast.journal`)
-	total := len(kinds) + int(accepted[0].Load() + accepted[1].Load() + accepted[2].Load())
+	total := len(kinds) + int(accepted[0].Load()+accepted[1].Load()+accepted[2].Load())
 	if trades != total || version != total || journal != total {
 		t.Errorf("%d accepted, %d trades, version %d, %d events", total, trades, version, journal)
 	}
