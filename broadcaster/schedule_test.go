@@ -131,30 +131,29 @@ type world struct {
 	atTurn    int64 // the head when the feed last turned
 
 	// The node.
-	feed            feed
-	nodeEpoch       int
-	pushUp, tried   bool
-	recheckDue      bool
-	seqSeen         int64
-	poll            pollOp
-	join            joinOp
-	heal            rangeOp
-	suspected       bool
-	waiting         []*simSub // for the joiner
-	waited          bool      // their wait is over
-	later           []timer
-	subs            []*simSub
-	replays         []*rangeOp
-	pool            []*simSub
-	pooled          int
-	client          [simSubs]memory // what clients hold between subscriptions
-	reads, resets   int
-	backs, trims    int
-	badCursors      int
-	heals, gaps     int
-	message         []byte
-	quietFrom       int
-	settledVerified bool
+	feed          feed
+	nodeEpoch     int
+	pushUp, tried bool
+	recheckDue    bool
+	seqSeen       int64
+	poll          pollOp
+	join          joinOp
+	heal          rangeOp
+	suspected     bool
+	waiting       []*simSub // for the joiner
+	waited        bool      // their wait is over
+	later         []timer
+	subs          []*simSub
+	replays       []*rangeOp
+	pool          []*simSub
+	pooled        int
+	client        [simSubs]memory // what clients hold between subscriptions
+	reads, resets int
+	backs, trims  int
+	badCursors    int
+	heals, gaps   int
+	message       []byte
+	era           int // counts the histories that the feed left
 }
 
 type message struct {
@@ -178,6 +177,7 @@ type joinOp struct {
 
 type rangeOp struct {
 	phase int // 1 asked, 2 read
+	era   int
 	sub   *simSub
 	life  uint64
 	hole  hole
@@ -494,7 +494,7 @@ func (w *world) nextHole() {
 		w.wakeAll()
 	}
 	if w.heal.phase = 0; ok {
-		w.heal = rangeOp{phase: 1, hole: h}
+		w.heal = rangeOp{phase: 1, hole: h, era: w.era}
 	}
 }
 
@@ -509,7 +509,11 @@ func (w *world) stepHeal() bool {
 		op.phase = 2
 		w.log("healing reads after %d: %d frames from %d, %v", op.hole.after, len(op.run.Frames), op.run.First, op.err)
 	case 2:
+		want, next := w.feed.want.Load(), w.feed.log.next
 		moved, again := w.feed.heal(op.hole, op.run, op.err)
+		if op.era != w.era && (moved || w.feed.want.Load() != want || w.feed.log.next != next) {
+			w.fail("nothing is healed from another history", "the log went from %d to %d, the head from %d to %d", next-1, w.feed.log.next-1, want, w.feed.want.Load())
+		}
 		w.log("healing: moved %v again %v", moved, again)
 		if moved {
 			w.wakeAll()
@@ -543,6 +547,7 @@ func (w *world) stepPoll() bool {
 			w.nodeEpoch = w.epoch
 			w.feed.enter(epochNames[w.epoch])
 			w.liveIn, w.recheckDue = 0, true
+			w.era++
 			w.turned()
 			w.log("the node enters %s", epochNames[w.epoch])
 			return true
@@ -575,6 +580,7 @@ func (w *world) stepPoll() bool {
 				w.fail("rewound only when the database went back", "to %d", op.head)
 			}
 			w.recheckDue = true
+			w.era++
 			w.turned()
 		} else if w.behind() {
 			w.suspect()

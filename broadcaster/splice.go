@@ -151,9 +151,7 @@ func (f *feed) heal(h hole, run stream.Run, err error) (moved, again bool) {
 	case h.history != f.history:
 		return false, true
 	case len(run.Frames) == 0:
-		// Trimmed: subscribers find out one by one. Or it never was, in this history: another look at the head tells.
-		f.log.skip(f.channel.Epoch, f.want.Load()+1)
-		f.turned(f.confirmed)
+		f.log.skip(f.channel.Epoch, f.want.Load()+1) // trimmed: subscribers find out one by one
 		return true, true
 	}
 	f.raise(run.Last())
