@@ -83,7 +83,7 @@ func (b *Broadcaster) removeSession(s *session) {
 	s.mu.Lock()
 	subs := make([]*subscription, 0, len(s.subs))
 	for _, sub := range s.subs {
-		sub.state, sub.chunk = subEnded, nil
+		sub.end()
 		subs = append(subs, sub)
 	}
 	clear(s.subs)
