@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"os"
@@ -254,6 +255,10 @@ func (f *fault) redisXDel() error {
 
 // redisRefuse takes the right to one topic's keys away. What of it was sequenced since must not count as published.
 func (f *fault) redisRefuse() error {
+	if !f.w.refusing.TryLock() {
+		return errors.New("another topic is refused now")
+	}
+	defer f.w.refusing.Unlock()
 	nth := f.r.IntN(len(f.topics))
 	topic := f.topics[nth]
 	f.w.log.add("FAULT", "redis refuses %s", topic)

@@ -148,8 +148,12 @@ func session(ctx context.Context, o options, from []kind, seed uint64, rounds in
 		n++
 		rec.Rounds = append(rec.Rounds, res)
 		if o.verbose {
-			fmt.Printf("round seed %-6d %5.1f s, settled in %4d ms, longest %4d ms, push p50 %3d p99 %3d ms  %s\n", s, time.Since(start).Seconds(),
-				res.Settle.Milliseconds(), res.Longest.Milliseconds(), res.PushP50.Milliseconds(), res.PushP99.Milliseconds(), strings.Join(res.Faults, " "))
+			fmt.Printf("round seed %-6d %4.1f s, settled in %4d ms, longest wait %4d %4d ms, push p50 %3d p99 %3d ms  %s", s, time.Since(start).Seconds(),
+				res.Settle.Milliseconds(), res.First.Milliseconds(), res.Last.Milliseconds(), res.PushP50.Milliseconds(), res.PushP99.Milliseconds(), strings.Join(res.Faults, " "))
+			if o.standby {
+				fmt.Printf(", lost %d, astray %d, resets %d", res.Lost, res.Astray, res.Resets)
+			}
+			fmt.Println()
 		}
 		all := w.violated()
 		if len(all) == 0 {
@@ -183,7 +187,7 @@ func session(ctx context.Context, o options, from []kind, seed uint64, rounds in
 // print shows the table of a run.
 func (rec *record) print(out *os.File) {
 	counts := make(map[string]int)
-	longest := make(map[string][]time.Duration)
+	first, last := make(map[string][]time.Duration), make(map[string][]time.Duration)
 	var settle, p50, p99 []time.Duration
 	for _, r := range rec.Rounds {
 		settle = append(settle, r.Settle)
@@ -191,18 +195,21 @@ func (rec *record) print(out *os.File) {
 			counts[f]++
 		}
 		if len(r.Faults) == 1 && r.Held > 0 {
-			longest[r.Faults[0]] = append(longest[r.Faults[0]], r.Longest)
+			first[r.Faults[0]] = append(first[r.Faults[0]], r.First)
+			last[r.Faults[0]] = append(last[r.Faults[0]], r.Last)
 		}
 		if len(r.Faults) == 0 && r.PushP99 > 0 {
 			p50, p99 = append(p50, r.PushP50), append(p99, r.PushP99)
 		}
 	}
-	names := keys(counts)
-	fmt.Fprintln(out, "\n| fault | times | alone | longest wait of a commit, p50 | p99 | max |\n|---|---:|---:|---:|---:|---:|")
-	for _, name := range names {
-		l := longest[name]
+	fmt.Fprintln(out, "\n| fault | times | alone | longest wait of a commit until the first client has it: p50 | p99 | max | until all have it: p50 | p99 | max |")
+	fmt.Fprintln(out, "|---|---:|---:|---:|---:|---:|---:|---:|---:|")
+	for _, name := range keys(counts) {
+		f, l := first[name], last[name]
+		slices.Sort(f)
 		slices.Sort(l)
-		fmt.Fprintf(out, "| %s | %d | %d | %s | %s | %s |\n", name, counts[name], len(l), ms(l, 0.5), ms(l, 0.99), ms(l, 1))
+		fmt.Fprintf(out, "| %s | %d | %d | %s | %s | %s | %s | %s | %s |\n", name, counts[name], len(f),
+			ms(f, 0.5), ms(f, 0.99), ms(f, 1), ms(l, 0.5), ms(l, 0.99), ms(l, 1))
 	}
 	for _, l := range [][]time.Duration{settle, p50, p99} {
 		slices.Sort(l)

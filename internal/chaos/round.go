@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"fmt"
-	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -33,6 +32,11 @@ type generation struct {
 	forked  bool             // the database has lost what was acknowledged
 	lowest  map[string]int64 // the first offset of a Stream at the end of the last round
 	faults  []*fault         // of the present round
+
+	// Counted by verify.
+	lost   int // ops that were acknowledged and went with the old primary
+	astray int // passages that hold events of a history that is gone
+	resets int
 
 	stop context.CancelFunc
 	done sync.WaitGroup
@@ -74,10 +78,16 @@ type result struct {
 	Faults []string      `json:"faults"`
 	Settle time.Duration `json:"settle"`
 	Events int           `json:"events"`
-	// Longest is, for a round with one fault, the longest that a commit acknowledged after the fault began waited
-	// until the first client had it; Held is how long the fault held.
-	Longest time.Duration `json:"longest"`
-	Held    time.Duration `json:"held"`
+	// First is, for a round with one fault, the longest that a commit acknowledged after the fault began waited until
+	// the first client had it, Last until all steady clients had; Held is how long the fault held.
+	First time.Duration `json:"first"`
+	Last  time.Duration `json:"last"`
+	Held  time.Duration `json:"held"`
+	// Lost is how many acknowledged transactions a failover lost, Astray how many passages of clients held their
+	// events, Resets how many of these were ended by a reset.
+	Lost   int `json:"lost"`
+	Astray int `json:"astray"`
+	Resets int `json:"resets"`
 	// PushP50 and PushP99 are for a round without faults, from the acknowledged commit to each steady client.
 	PushP50 time.Duration `json:"push_p50"`
 	PushP99 time.Duration `json:"push_p99"`
@@ -237,10 +247,10 @@ func (g *generation) measure(ev *evidence, res *result, began, wrote time.Time, 
 		if f.err != nil {
 			break
 		}
-		all := g.waits(ev, f.began, wrote)
-		res.Longest, res.Held = quantile(all, 1), f.ended.Sub(f.began)
+		first, last := g.waits(ev, f.began, wrote)
+		res.First, res.Last, res.Held = quantile(first, 1), quantile(last, 1), f.ended.Sub(f.began)
 		if f.kind.name == "redis-kill" && res.Held > awayLeast {
-			away := g.waits(ev, f.began.Add(awayAfter), f.ended)
+			away, _ := g.waits(ev, f.began.Add(awayAfter), f.ended)
 			p90 := quantile(away, 0.9)
 			w.log.add("round", "while Redis was away, commits waited p90 %v", p90)
 			w.judge(p90 < awayP90, "polling-slow", "while Redis was away for %v, commits waited p90 %v: they must come by polling", res.Held, p90)
@@ -248,12 +258,3 @@ func (g *generation) measure(ev *evidence, res *result, began, wrote time.Time, 
 	}
 }
 
-// chosen are the kinds that rounds draw from.
-func chosenNames(faults []*fault) []string {
-	var s []string
-	for _, f := range faults {
-		s = append(s, f.kind.name)
-	}
-	slices.Sort(s)
-	return s
-}

@@ -129,7 +129,12 @@ func (g *generation) failover(seed uint64, from []kind) (result, error) {
 		return res, err
 	}
 	g.verify(ev)
-	res.Longest, res.Held = quantile(g.waits(ev, lost, wrote), 1), time.Millisecond
+	first, last := g.waits(ev, lost, wrote)
+	res.First, res.Last, res.Held = quantile(first, 1), quantile(last, 1), time.Millisecond
+	res.Lost, res.Astray, res.Resets = g.lost, g.astray, g.resets
+	if g.lost == 0 || g.astray == 0 {
+		w.log.add("round", "nothing was lost, or nobody saw it: the round proves little")
+	}
 	for _, rows := range ev.rows {
 		res.Events += len(rows)
 	}

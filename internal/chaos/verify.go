@@ -151,7 +151,9 @@ func (g *generation) atomicity(ev *evidence, ops map[int64]*op) {
 	for id, o := range ops {
 		there := ev.commits[id]
 		switch {
-		case o.outcome == ok && !there && !o.mayBeLost:
+		case o.outcome == ok && !there && o.mayBeLost:
+			g.lost++
+		case o.outcome == ok && !there:
 			g.w.violate("committed-absent", "op %d (%s) was acknowledged and is not there", id, o.how)
 		case o.outcome == failed && there:
 			g.w.violate("failed-present", "op %d (%s) was told to have failed (%v) and is there", id, o.how, o.err)
@@ -268,12 +270,16 @@ func (g *generation) surfaced(ev *evidence, r *passage, present bool) {
 			w.violate("histories-mixed", "%s surfaced %s:%d, after events that are not in this history", r.client, r.topic, e.offset)
 		case !same && (present || !g.forked):
 			w.violate("surfaced-differs", "%s surfaced %s:%d id %d epoch %s %s; the journal has %s", r.client, r.topic, e.offset, e.id, e.epoch, e.content, j.tell())
-		case !same:
+		case !same && !forked:
 			forked = true
+			g.astray++
 		}
 		if e.skip {
 			w.violate("surfaced-skip", "%s was told to skip %s:%d", r.client, r.topic, e.offset)
 		}
+	}
+	if strings.HasPrefix(r.over, "reset") {
+		g.resets++
 	}
 	if strings.HasPrefix(r.over, "reset") && !forked {
 		cursor, j := r.cursor, at(r.cursor.Offset)
@@ -389,58 +395,58 @@ func firstOf(rows []row, epoch string) int64 {
 	return 0
 }
 
-// arrivals says when each event was first surfaced by anybody.
-func (g *generation) arrivals() map[string]map[int64]time.Time {
-	all := make(map[string]map[int64]time.Time)
+// arrivals says when each event was surfaced first, by any client, and last, by those that are steady.
+func (g *generation) arrivals() (first, last map[string]map[int64]time.Time) {
+	first, last = make(map[string]map[int64]time.Time), make(map[string]map[int64]time.Time)
+	for _, topic := range g.topics {
+		first[topic], last[topic] = make(map[int64]time.Time), make(map[int64]time.Time)
+	}
 	for _, c := range g.clients {
 		c.mu.Lock()
 		for _, r := range c.runs {
-			m := all[r.topic]
-			if m == nil {
-				m = make(map[int64]time.Time)
-				all[r.topic] = m
-			}
 			for _, e := range r.entries {
-				if t, ok := m[e.id]; !ok || e.at.Before(t) {
-					m[e.id] = e.at
+				if t, have := first[r.topic][e.id]; !have || e.at.Before(t) {
+					first[r.topic][e.id] = e.at
+				}
+				if c.habit == steady && last[r.topic][e.id].Before(e.at) {
+					last[r.topic][e.id] = e.at
 				}
 			}
 		}
 		c.mu.Unlock()
 	}
-	return all
+	return first, last
 }
 
-// waits are, for the ops acknowledged in a span of time, how long each waited until the first client had all of it.
-func (g *generation) waits(ev *evidence, from, to time.Time) []time.Duration {
-	ids := make(map[int64]map[int]*row)
+// waits are, for the ops acknowledged in a span of time, how long each waited until the first client had all of it, and
+// until the last of the steady ones had.
+func (g *generation) waits(ev *evidence, from, to time.Time) (first, last []time.Duration) {
+	ids := make(map[int64][]*row)
 	for topic := range ev.rows {
 		for i := range ev.rows[topic] {
 			r := &ev.rows[topic][i]
-			if ids[r.payload.Op] == nil {
-				ids[r.payload.Op] = make(map[int]*row)
-			}
-			ids[r.payload.Op][r.payload.N] = r
+			ids[r.payload.Op] = append(ids[r.payload.Op], r)
 		}
 	}
-	seen := g.arrivals()
-	var waits []time.Duration
+	firstAt, lastAt := g.arrivals()
 	for _, o := range g.writers.log() {
-		if o.outcome != ok || o.ended.Before(from) || o.ended.After(to) {
+		if o.outcome != ok || o.ended.Before(from) || o.ended.After(to) || len(ids[o.id]) == 0 {
 			continue
 		}
-		var wait time.Duration
-		for n := range o.events {
-			if r := ids[o.id][n]; r != nil {
-				if t, have := seen[r.Topic][r.ID]; have {
-					wait = max(wait, t.Sub(o.ended))
-				}
+		var soon, late time.Duration
+		for _, r := range ids[o.id] {
+			if t, have := firstAt[r.Topic][r.ID]; have {
+				soon = max(soon, t.Sub(o.ended))
+			}
+			if t, have := lastAt[r.Topic][r.ID]; have {
+				late = max(late, t.Sub(o.ended))
 			}
 		}
-		waits = append(waits, wait)
+		first, last = append(first, soon), append(last, late)
 	}
-	slices.Sort(waits)
-	return waits
+	slices.Sort(first)
+	slices.Sort(last)
+	return first, last
 }
 
 // pushes are, for steady clients and ops acknowledged in a span of time, how long each event took to each client.

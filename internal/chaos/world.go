@@ -59,6 +59,8 @@ type world struct {
 	direct    atomic.Pointer[pgxpool.Pool] // the checker's own way to Postgres
 	sequenced [wire.Partitions]int64        // verified so far
 
+	refusing sync.Mutex // one rule of access is in force at a time
+
 	mu         sync.Mutex
 	violations []violation
 	counts     map[string]int // violations by name
