@@ -4,7 +4,6 @@ import (
 	"context"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
@@ -129,7 +128,6 @@ func TestScheduleFollowsFromTheSeed(t *testing.T) {
 	}
 }
 
-// The documentation names every kind of fault.
 func TestKindsAreDistinct(t *testing.T) {
 	seen := make(map[string]bool)
 	for _, k := range kinds {
@@ -138,5 +136,4 @@ func TestKindsAreDistinct(t *testing.T) {
 		}
 		seen[k.name] = true
 	}
-	_ = filepath.Separator
 }

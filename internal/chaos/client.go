@@ -61,7 +61,7 @@ type client struct {
 	mu    sync.Mutex
 	runs  []*passage          // all, in order
 	state map[string]*passage // the present run of a topic; nil: needs a snapshot
-	nets  int             // times that only a heartbeat told of a loss
+	nets  int                 // times that only a heartbeat told of a loss
 
 	// Of the goroutine alone.
 	saved    map[string]token // an old resume token of a topic
@@ -118,11 +118,11 @@ func contentOf(typ, key, at string, data, headers []byte) string {
 
 // sub is a subscription on the present connection.
 type sub struct {
-	state   subState
-	id      int64
-	expect  int64 // the offset that must come next
-	due     time.Time
-	behind  int64 // the cursor at the last heartbeat that showed a newer head
+	state  subState
+	id     int64
+	expect int64 // the offset that must come next
+	due    time.Time
+	behind int64 // the cursor at the last heartbeat that showed a newer head
 }
 
 type subState int

@@ -57,7 +57,7 @@ type world struct {
 	readers     *pgxpool.Pool
 
 	direct    atomic.Pointer[pgxpool.Pool] // the checker's own way to Postgres
-	sequenced [wire.Partitions]int64        // verified so far
+	sequenced [wire.Partitions]int64       // verified so far
 
 	refusing sync.Mutex // one rule of access is in force at a time
 
