@@ -24,6 +24,7 @@ type options struct {
 	limit   time.Duration
 	faults  string
 	clients int
+	renew   int
 	standby bool
 	bug     string
 	out     string
@@ -42,6 +43,7 @@ func main() {
 	flag.DurationVar(&o.limit, "for", 0, "begin no round after this time; 0: no limit")
 	flag.StringVar(&o.faults, "faults", "all", "kinds of fault to draw from, with commas; all; none")
 	flag.IntVar(&o.clients, "clients", 8, "how many clients, a quarter of them steady")
+	flag.IntVar(&o.renew, "renew", 10, "after how many rounds topics and clients are new")
 	flag.BoolVar(&o.standby, "standby", false, "rounds of failovers to a standby that lost acknowledged commits")
 	flag.StringVar(&o.bug, "bug", "", "seed a bug into the product first; 'list' lists them")
 	flag.StringVar(&o.out, "out", filepath.Join(os.TempDir(), "commitcast-chaos"), "folder of timelines and results")
@@ -126,7 +128,7 @@ func session(ctx context.Context, o options, from []kind, seed uint64, rounds in
 	}()
 	for n < rounds && ctx.Err() == nil && (o.limit == 0 || time.Since(began) < o.limit) {
 		s := seed + uint64(n)
-		if n%generationRounds == 0 || o.standby {
+		if n%max(1, o.renew) == 0 || o.standby {
 			if g != nil {
 				g.close()
 				w.log.forget()

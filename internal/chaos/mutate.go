@@ -85,6 +85,9 @@ func (b bug) args(seed int) []string {
 	if b.standby {
 		args = append(args, "-standby")
 	}
+	if b.renew > 0 {
+		args = append(args, "-renew", fmt.Sprint(b.renew))
+	}
 	if b.faults != "" {
 		args = append(args, "-faults", b.faults)
 	}

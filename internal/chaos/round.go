@@ -17,8 +17,6 @@ const (
 	// settleWithin is how long everything may take to be whole again once the faults are over: more than the longest
 	// backoff of any part, on a busy machine.
 	settleWithin = 45 * time.Second
-	// generationRounds is how many rounds use the same topics and clients.
-	generationRounds = 10
 )
 
 // generation is a set of topics with their writers and clients: what is verified as a whole.
