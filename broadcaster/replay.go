@@ -70,25 +70,20 @@ func (r *replayer) read(ctx context.Context, ch stream.Channel, after int64) (st
 
 // replay brings a subscription that fell out of the log one range further. Called with the session's mu held.
 func (b *Broadcaster) replay(sub *subscription) {
-	epoch, after := sub.epoch, sub.cursor
-	ch := stream.Channel{Epoch: epoch, Partition: sub.t.partition, Topic: sub.t.name}
+	life, after := sub.life, sub.cursor
+	ch := stream.Channel{Epoch: sub.epoch, Partition: sub.t.partition, Topic: sub.t.name}
 	b.spawn(func(ctx context.Context) { // ends after one range
 		run, err := b.replayer.fetch(ctx, ch, after)
 		s := sub.s
 		s.mu.Lock()
 		defer s.mu.Unlock()
-		sub.replaying = false
-		switch {
-		case s.closed || sub.state != subLive || sub.epoch != epoch || sub.cursor != after:
-		case err != nil:
-			b.after(jitter(500*time.Millisecond), func() { s.wake(sub) })
-		case len(run.Frames) == 0:
-			// Not there: trimmed, or the database is not what it was. Its cursor decides.
-			sub.state = subJoining
-			b.after(jitter(100*time.Millisecond), func() { b.joiner.add(sub) })
-		default:
-			sub.chunk, sub.chunkFirst = run.Frames, run.First
+		switch sub.splice(life, run, err) {
+		case replayTaken:
 			s.wakeLocked(sub)
+		case replayRetry:
+			b.after(jitter(500*time.Millisecond), func() { s.wake(sub) })
+		case replayCheck:
+			b.after(jitter(100*time.Millisecond), func() { b.joiner.add(sub) })
 		}
 	})
 }

@@ -168,7 +168,12 @@ func TestDigestFindsChanges(t *testing.T) {
 		t.Errorf("after a new epoch: %d %s", got.status, got.text)
 	}
 	// An event that waits: rows are newer than the cursor, and nothing is said until it has its offset.
+	snapshots := marketView(t, pool, true).SnapshotHandler()
+	settled := ask(snapshots, "GET", poll, "").header.Get("ETag")
 	exec(t, pool, `SELECT commitcast.append('market:7', 't', '1')`)
+	if got := ask(snapshots, "GET", poll, "", "If-None-Match", settled); got.status != 200 {
+		t.Errorf("a snapshot whose pending ids have changed: %d", got.status)
+	}
 	ask(exact, "GET", poll, "").is(t, 503, outbox.ProblemBehind)
 	sequenceAll(t, pool)
 	if got := ask(exact, "GET", poll, "", "If-None-Match", tag); got.status != 200 || !strings.HasSuffix(fmt.Sprint(got.body["cursor"]), ":2") {

@@ -202,6 +202,22 @@ func TestThousandTraders(t *testing.T) {
 		}
 		return s
 	}
+	kinds := []string{"version", "cursor", "within"}
+	order := func(kind int, key string, seen sight, tolerance int64) reply {
+		saw := seen.Cursor
+		if kind == 0 {
+			saw = fmt.Sprintf("%s;%d", saw, seen.State.Version)
+		}
+		return ask(orders, "POST", "/orders", fmt.Sprintf(`{"kind":%q,"seen":{"version":%d,"price":%d},"tolerance":%d}`,
+			kinds[kind], seen.State.Version, seen.State.Price, tolerance), outbox.SawHeader, saw, outbox.KeyHeader, key, "User", "u")
+	}
+	// In calm, whoever has just looked is served, whatever he goes by.
+	for kind := range kinds {
+		if got := order(kind, fmt.Sprint("calm", kind), look(), 0); got.status != 200 {
+			t.Fatalf("%s: %d %s", kinds[kind], got.status, got.text)
+		}
+		sequenceAll(t, pool)
+	}
 	sights := []sight{look()}
 	var mu sync.Mutex
 	var accepted, refused [3]atomic.Int32
@@ -230,14 +246,9 @@ func TestThousandTraders(t *testing.T) {
 			}
 			mu.Unlock()
 			kind, tolerance := n%3, rand.Int64N(3000)
-			name := []string{"version", "cursor", "within"}[kind]
 			for attempt := range 2 { // a refusal brings what the second attempt goes by
-				saw, key := seen.Cursor, fmt.Sprint(n, "/", attempt)
-				if kind == 0 {
-					saw = fmt.Sprintf("%s;%d", saw, seen.State.Version)
-				}
-				got := ask(orders, "POST", "/orders", fmt.Sprintf(`{"kind":%q,"seen":{"version":%d,"price":%d},"tolerance":%d}`,
-					name, seen.State.Version, seen.State.Price, tolerance), outbox.SawHeader, saw, outbox.KeyHeader, key, "User", "u")
+				key := fmt.Sprint(n, "/", attempt)
+				got := order(kind, key, seen, tolerance)
 				if got.status == 200 {
 					accepted[kind].Add(1)
 					if got.header.Get(outbox.EventHeader) == "" {
@@ -254,7 +265,7 @@ func TestThousandTraders(t *testing.T) {
 				}
 				at, _ := decided.Load(key)
 				if at == nil || seen.State.Version < at.(int64) {
-					t.Errorf("%s: decided at version %v, the fresh state is of version %d", name, at, seen.State.Version)
+					t.Errorf("%s: decided at version %v, the fresh state is of version %d", kinds[kind], at, seen.State.Version)
 				}
 			}
 		})
@@ -273,17 +284,14 @@ func TestThousandTraders(t *testing.T) {
 		t.Errorf("%d orders went through that their authors would not want", bad)
 	}
 	trades, version, journal := one[int](t, pool, `SELECT count(*) FROM trade`), one[int](t, pool, `SELECT version FROM market`), one[int](t, pool, `SELECT count(*) FROM commitcast.journal`)
-	total := int(accepted[0].Load() + accepted[1].Load() + accepted[2].Load())
+	total := len(kinds) + int(accepted[0].Load()+accepted[1].Load()+accepted[2].Load())
 	if trades != total || version != total || journal != total {
 		t.Errorf("%d accepted, %d trades, version %d, %d events", total, trades, version, journal)
 	}
-	for kind, name := range []string{"version", "cursor", "within"} {
+	for kind, name := range kinds {
 		t.Logf("%s: %d accepted, %d refused", name, accepted[kind].Load(), refused[kind].Load())
 		if refused[kind].Load() == 0 {
 			t.Errorf("%s: nobody was refused: the test proves nothing", name)
 		}
-	}
-	if accepted[0].Load()+accepted[1].Load() == 0 || accepted[2].Load() == 0 {
-		t.Error("nobody was accepted: the test proves nothing")
 	}
 }

@@ -327,9 +327,15 @@ func handOff(t *testing.T, b *bank, db outbox.Database, most int, atMost time.Du
 	return taken, pending
 }
 
+// So many snapshots are taken, or as many as fit in a time that the whole suite can spare on a busy machine.
+const (
+	races    = 10_000
+	raceTime = 10 * time.Second
+)
+
 func TestSnapshotHandlerHandsOffExactly(t *testing.T) {
 	b := newBank(t, 1)
-	taken, pending := handOff(t, b, b.pool, 10_000, 25*time.Second)
+	taken, pending := handOff(t, b, b.pool, races, raceTime)
 	if taken < 100 || pending == 0 {
 		t.Errorf("%d snapshots, %d with pending events: the test proves nothing", taken, pending)
 	}
@@ -354,7 +360,7 @@ func TestSnapshotHandlerOnAReplica(t *testing.T) {
 		err := standby.QueryRow(t.Context(), `SELECT EXISTS (SELECT FROM account) AND EXISTS (SELECT FROM commitcast.epoch)`).Scan(&there)
 		return err == nil && there
 	}, "the replica has the tables")
-	taken, pending := handOff(t, b, standby, 10_000, 15*time.Second)
+	taken, pending := handOff(t, b, standby, races, raceTime)
 	if taken < 100 || pending == 0 {
 		t.Errorf("%d snapshots, %d with pending events: the test proves nothing", taken, pending)
 	}
