@@ -109,22 +109,39 @@ CREATE TABLE commitcast.journal (
     sequenced_at timestamptz NOT NULL
 ) PARTITION BY RANGE (sequenced_at);
 
--- An event or topic that the worker has set aside, with its history. Rows leave only by an operator's hand.
+-- Topics that the stream refuses while it takes others. Each is published by a River job of its own, topic_republish;
+-- drains skip it, so that its partition flows on. Its subscribers are served from the journal meanwhile.
+CREATE TABLE commitcast.parked (
+    topic       text COLLATE "C" PRIMARY KEY,
+    partition   smallint NOT NULL,
+    parked_from bigint NOT NULL,                   -- the first offset that the stream may lack
+    parked_at   timestamptz NOT NULL DEFAULT clock_timestamp(),
+    attempts    integer NOT NULL DEFAULT 0,        -- of the job
+    error       text NOT NULL,                     -- of the newest attempt
+    tried_at    timestamptz,
+    died_at     timestamptz                        -- the last attempt has failed: nothing happens until redrive
+);
+CREATE INDEX ON commitcast.parked (partition);
+
+-- Events that could not be published: the one at which a topic's last attempt failed, and what retention would have
+-- taken from a topic that is set aside. Redrive marks them; rows leave only by an operator's hand.
 CREATE TABLE commitcast.dead_letter (
-    topic      text COLLATE "C" NOT NULL,
-    "offset"   bigint NOT NULL,
-    epoch      text COLLATE "C" NOT NULL,
-    partition  smallint NOT NULL,
-    seq        bigint NOT NULL,
-    id         bigint NOT NULL,
-    type       text COLLATE "C" NOT NULL,
-    key        text COLLATE "C",
-    data       json NOT NULL,
-    headers    json,
-    created_at timestamptz NOT NULL,
-    error      text NOT NULL,
-    attempts   integer NOT NULL,
-    died_at    timestamptz NOT NULL DEFAULT clock_timestamp(),
+    topic       text COLLATE "C" NOT NULL,
+    "offset"    bigint NOT NULL,
+    epoch       text COLLATE "C" NOT NULL,
+    partition   smallint NOT NULL,
+    seq         bigint NOT NULL,
+    id          bigint NOT NULL,
+    type        text COLLATE "C" NOT NULL,
+    key         text COLLATE "C",
+    data        json NOT NULL,
+    headers     json,
+    created_at  timestamptz NOT NULL,
+    error       text NOT NULL,
+    attempts    integer NOT NULL,
+    job         bigint,                            -- the River job that gave up, with the errors of all its attempts
+    died_at     timestamptz NOT NULL DEFAULT clock_timestamp(),
+    redriven_at timestamptz,                       -- published after all
     PRIMARY KEY (topic, "offset")
 );
 

@@ -41,6 +41,10 @@ type Config struct {
 	// MaxAge is how long a drain runs before it hands its partition to a fresh job. Default 60 s. It bounds how long
 	// a job row says "running", and lets partitions spread over processes that came later.
 	MaxAge time.Duration
+	// RepublishAttempts is how often a topic that the stream refuses is tried before it is a dead letter. Default 16,
+	// about half an hour. Fewer give up on what would have passed; more leave it unsaid for longer that somebody has
+	// to look.
+	RepublishAttempts int
 	// StopTimeout is how long Run waits, once its context has ended, for drains to publish what they have sequenced.
 	// Default 10 s. What is left then is published by another process.
 	StopTimeout time.Duration
@@ -61,6 +65,7 @@ func (c Config) withDefaults() (Config, error) {
 	setDefault(&c.Batch, 1000)
 	setDefault(&c.Linger, time.Second)
 	setDefault(&c.MaxAge, time.Minute)
+	setDefault(&c.RepublishAttempts, republishAttempts)
 	setDefault(&c.StopTimeout, 10*time.Second)
 	switch {
 	case len(c.Node) > 60:
@@ -73,6 +78,8 @@ func (c Config) withDefaults() (Config, error) {
 		return c, fmt.Errorf("worker: Linger is %v, less than 10ms", c.Linger)
 	case c.MaxAge < c.Linger:
 		return c, fmt.Errorf("worker: MaxAge is %v, less than Linger", c.MaxAge)
+	case c.RepublishAttempts < 1 || c.RepublishAttempts > 1000:
+		return c, fmt.Errorf("worker: RepublishAttempts is %d, not 1 to 1000", c.RepublishAttempts)
 	case c.StopTimeout < 0:
 		return c, fmt.Errorf("worker: StopTimeout is negative")
 	}
