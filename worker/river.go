@@ -2,6 +2,7 @@ package worker
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"sync"
@@ -83,14 +84,17 @@ func (dw *drainWorker) Work(ctx context.Context, job *river.Job[DrainArgs]) erro
 	})
 }
 
-// UpkeepArgs are the arguments of journal_upkeep, which makes the journal's leaves ahead of time.
+// UpkeepArgs are the arguments of journal_upkeep, which makes the journal's leaves ahead of time, drops those past
+// retention, and orders the jobs of topics that are set aside without one.
 type UpkeepArgs struct{}
 
 // Kind implements river.JobArgs.
 func (UpkeepArgs) Kind() string { return "journal_upkeep" }
 
 // InsertOpts implements river.JobArgsWithInsertOpts.
-func (UpkeepArgs) InsertOpts() river.InsertOpts { return river.InsertOpts{Queue: queueUpkeep} }
+func (UpkeepArgs) InsertOpts() river.InsertOpts {
+	return river.InsertOpts{Queue: queueUpkeep, UniqueOpts: uniqueWhileAlive}
+}
 
 type upkeepWorker struct {
 	river.WorkerDefaults[UpkeepArgs]
@@ -105,7 +109,12 @@ func (uw *upkeepWorker) Work(ctx context.Context, _ *river.Job[UpkeepArgs]) erro
 	if made > 0 {
 		uw.w.log.InfoContext(ctx, "made journal leaves", "count", made)
 	}
-	return uw.w.adopt(ctx)
+	err := uw.w.retain(ctx)
+	if errors.Is(err, errLeafBusy) {
+		uw.w.log.DebugContext(ctx, "retention waits for a reader", "error", err)
+		err = nil
+	}
+	return errors.Join(err, uw.w.adopt(ctx))
 }
 
 // retryPolicy is 250 ms·2ⁿ, at most 30 s, with jitter. A drain's failure is mostly answered sooner, by the next term.

@@ -223,7 +223,7 @@ func TestNoLockWhileRowsAreRead(t *testing.T) {
 	}
 	defer own.close()
 	p := own.conn.StartPipeline(t.Context())
-	own.sendSequence(p, 13, 1, 1000, "", 0)
+	own.sendSequence(p, 13, 1, 1000, report{})
 	own.sendRead(p, 13, 0, journal.MinusInfinity, 1000, 1<<30)
 	if err := p.Flush(); err != nil {
 		t.Fatal(err)
