@@ -324,7 +324,7 @@ func (w *world) forgettable() bool {
 			return false
 		}
 	}
-	return w.heal.phase != 2 && w.join.phase != 2
+	return w.heal.phase != 2 && w.join.phase != 2 && w.poll.phase == 0
 }
 
 // thaw lets a database that went back unnoticed go on when what it lost is forgotten.
