@@ -10,7 +10,7 @@ TIMEOUT = 8m
 UP = go run ./internal/services/up
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test race lint bench ci
+.PHONY: help demo test race lint bench chaos ci
 
 help: ## Show this
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -32,6 +32,9 @@ lint: ## Check format, go vet, staticcheck and the modules' checksums
 
 bench: ## Measure throughput and latency (QUICK=1: one short round)
 	@QUICK=$(QUICK) $(UP) -- go run ./internal/bench
+
+chaos: ## Break everything, and look for a lost or wrong event (ARGS="-rounds 50"; ARGS=-h shows all)
+	@go run ./internal/chaos $(ARGS)
 
 ci: lint test ## What has to pass: lint, all tests, the core under the race detector
 	@$(UP) --compiler -- go test -race -count=1 -timeout=$(TIMEOUT) $(CORE)

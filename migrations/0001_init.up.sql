@@ -193,21 +193,30 @@ END $$;
 -- Functions for workers.
 
 -- check_epoch: the name of the current epoch; begins a new one when the incarnation has changed or the server has
--- recovered from a crash.
+-- recovered from a crash. Neither happens under a session that is writing: a restart, a recovery and a promotion each
+-- come before its first write or end it. So a session looks once, and then only whether the epoch is still the newest.
 -- Called by sequence and by every new worker connection. Locks: epoch (share row exclusive), only to begin one.
 CREATE FUNCTION commitcast.check_epoch() RETURNS text
     LANGUAGE plpgsql VOLATILE
     AS $$
 DECLARE
-    now_incarnation text := commitcast.incarnation();
+    now_incarnation text;
+    newest text;
     e commitcast.epoch;
 BEGIN
     SELECT * INTO e FROM commitcast.epoch ORDER BY ordinal DESC LIMIT 1;
-    IF e.incarnation = now_incarnation AND EXISTS (SELECT FROM commitcast.uncrashed WHERE ordinal = e.ordinal) THEN
+    IF current_setting('commitcast.checked_epoch', true) = e.name THEN
         RETURN e.name;
     END IF;
-    RETURN commitcast.begin_epoch(now_incarnation,
-        CASE WHEN e.incarnation = now_incarnation THEN 'crash recovery' ELSE 'incarnation changed' END);
+    now_incarnation := commitcast.incarnation();
+    IF e.incarnation = now_incarnation AND EXISTS (SELECT FROM commitcast.uncrashed WHERE ordinal = e.ordinal) THEN
+        newest := e.name;
+    ELSE
+        newest := commitcast.begin_epoch(now_incarnation,
+            CASE WHEN e.incarnation = now_incarnation THEN 'crash recovery' ELSE 'incarnation changed' END);
+    END IF;
+    PERFORM set_config('commitcast.checked_epoch', newest, false);  -- undone if this transaction is
+    RETURN newest;
 END $$;
 
 -- begin_epoch: begins a new epoch, unless another session has begun one for the same incarnation meanwhile.

@@ -114,6 +114,7 @@ type Worker struct {
 	horizon horizon
 	owners  *ownerPool
 	poolCfg *pgxpool.Config
+	slots   chan struct{} // rounds of drains that run at once
 	started atomic.Bool
 	running atomic.Bool
 	dbUp    atomic.Bool
@@ -129,6 +130,10 @@ type Worker struct {
 // backfills. Owners and listeners have connections of their own.
 const poolConns = 8
 
+// roundsAtOnce is how many drains of a process talk to Postgres at once: enough to hide its answers' way, few enough that
+// each finds more than one event when many partitions are busy.
+const roundsAtOnce = 4
+
 // New prepares a Worker for the database that pool leads to. Only the pool's settings are used: the worker opens
 // connections of its own, since River's needs would otherwise compete with the caller's. Nothing is opened before
 // Run. The stream stays the caller's to close, after Run has returned.
@@ -143,7 +148,7 @@ func New(pool *pgxpool.Pool, s stream.Stream, cfg Config) (*Worker, error) {
 	}
 	w := &Worker{
 		cfg: cfg, log: cfg.Logger, metrics: m, stream: s, hub: newHub(),
-		poolCfg: pool.Config(), stopping: make(chan struct{}),
+		poolCfg: pool.Config(), slots: make(chan struct{}, roundsAtOnce), stopping: make(chan struct{}),
 	}
 	w.dbUp.Store(true)
 	w.owners = &ownerPool{connect: w.connectOwner}

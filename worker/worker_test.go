@@ -157,6 +157,23 @@ func TestOpenTransactionsDelayNobody(t *testing.T) {
 }
 
 // A database whose default is REPEATABLE READ, where a function that waited for a lock sees the world before it.
+// Events that nobody announces, as those of commitcast.append in SQL, are found by the sweep while a drain idles.
+func TestUnannouncedEventsAreFoundSoon(t *testing.T) {
+	b := newBench(t)
+	b.run(Config{})
+	for range 20 {
+		b.append(topicIn(4, 0), `1`)
+		testkit.Eventually(t, 20*time.Second, func() bool {
+			return scalar[int](b, `SELECT count(*) FROM commitcast.outbox`) == 0
+		}, "the event sequenced")
+	}
+	median := scalar[float64](b, `SELECT percentile_cont(0.5) WITHIN GROUP (ORDER BY extract(epoch FROM sequenced_at - created_at)) FROM commitcast.journal`)
+	t.Logf("sequenced within %.1f ms (median)", 1000*median)
+	if limit := (reportAfter / 2).Seconds(); median > limit { // a drain that nobody wakes looks when it reports
+		t.Errorf("the median event waited %.3f s, more than %.3f", median, limit)
+	}
+}
+
 func TestRepeatableReadByDefault(t *testing.T) {
 	const topics = 5
 	b := newBench(t)

@@ -1,5 +1,5 @@
 // Package testkit is what tests stand on: fresh databases, private servers that a test may break, a proxy that breaks
-// connections, waiting without guessing. Only _test files import it.
+// connections, waiting without guessing. Only _test files import it, and internal/chaos its proxy.
 //
 // A package's tests begin with
 //

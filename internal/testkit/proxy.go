@@ -16,11 +16,11 @@ type Proxy struct {
 	// Addr is where the proxy listens, host:port.
 	Addr string
 
-	target   string
 	listener net.Listener
 	done     sync.WaitGroup
 
 	mu       sync.Mutex
+	target   string
 	changed  *sync.Cond
 	hold     [2]bool // by direction
 	refuse   bool
@@ -52,16 +52,33 @@ func NewProxy(t testing.TB, target string) *Proxy {
 		}
 		target = u.Host
 	}
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	p, err := StartProxy(target)
 	if err != nil {
 		t.Fatal(err)
+	}
+	t.Cleanup(p.Close)
+	return p
+}
+
+// StartProxy is NewProxy for a program that is no test. The target is host:port, and may still be unknown: "". Close
+// ends it.
+func StartProxy(target string) (*Proxy, error) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return nil, err
 	}
 	p := &Proxy{Addr: l.Addr().String(), target: target, listener: l, links: map[*link]struct{}{}}
 	p.changed = sync.NewCond(&p.mu)
 	p.done.Add(1)
-	go p.accept() // owned by the proxy: close waits for it
-	t.Cleanup(p.close)
-	return p
+	go p.accept() // owned by the proxy: Close waits for it
+	return p, nil
+}
+
+// SetTarget sends new connections to another address. Those that are open stay where they are; Cut ends them.
+func (p *Proxy) SetTarget(target string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.target = target
 }
 
 // URL is the same URL, by way of the proxy.
@@ -93,6 +110,16 @@ func (p *Proxy) Cut() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.cutAll()
+}
+
+// Finish closes every connection in order, as a proxy or a pooler that shuts down does: what was forwarded arrives, what
+// is held back is lost. New ones are forwarded as before.
+func (p *Proxy) Finish() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for l := range p.links {
+		p.end(l, false)
+	}
 }
 
 // Refuse resets every connection, and each new one as soon as it is made, until Resume.
@@ -127,7 +154,10 @@ func (p *Proxy) cutAll() {
 }
 
 // cut resets one connection on both sides. It needs p.mu.
-func (p *Proxy) cut(l *link) {
+func (p *Proxy) cut(l *link) { p.end(l, true) }
+
+// end ends one connection on both sides. It needs p.mu.
+func (p *Proxy) end(l *link, reset bool) {
 	if l.cut {
 		return
 	}
@@ -135,14 +165,17 @@ func (p *Proxy) cut(l *link) {
 	delete(p.links, l)
 	for _, conn := range []*net.TCPConn{l.client, l.target} {
 		if conn != nil {
-			conn.SetLinger(0) // close with RST
+			if reset {
+				conn.SetLinger(0) // close with RST
+			}
 			conn.Close()
 		}
 	}
 	p.changed.Broadcast()
 }
 
-func (p *Proxy) close() {
+// Close cuts every connection and stops listening. Calling it twice is fine.
+func (p *Proxy) Close() {
 	p.listener.Close()
 	p.mu.Lock()
 	p.closed = true
@@ -169,7 +202,7 @@ func (p *Proxy) accept() {
 		}
 		p.done.Add(1)
 		p.mu.Unlock()
-		go p.serve(l) // owned by the proxy: close waits for it
+		go p.serve(l) // owned by the proxy: Close waits for it
 	}
 }
 
@@ -179,7 +212,10 @@ func (p *Proxy) serve(l *link) {
 	if !p.pass(l, toTarget) {
 		return
 	}
-	conn, err := net.Dial("tcp", p.target)
+	p.mu.Lock()
+	target := p.target
+	p.mu.Unlock()
+	conn, err := net.Dial("tcp", target)
 	if err != nil {
 		p.broken(l)
 		return

@@ -204,3 +204,33 @@ func TestProxyPassesOnThatTheTargetIsGone(t *testing.T) {
 	defer conn.Close()
 	hearReset(t, conn)
 }
+
+func TestProxyGoesToAnotherTarget(t *testing.T) {
+	first, second := newEcho(t), newEcho(t)
+	p, err := StartProxy("")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.Close()
+	for _, e := range []*echo{first, second} {
+		p.SetTarget(e.addr)
+		conn, err := net.Dial("tcp", p.Addr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		if _, err := io.WriteString(conn, "x"); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := io.ReadFull(conn, make([]byte, 1)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for i, e := range []*echo{first, second} {
+		e.mu.Lock()
+		if got := e.heard.String(); got != "x" {
+			t.Errorf("target %d heard %q", i, got)
+		}
+		e.mu.Unlock()
+	}
+}

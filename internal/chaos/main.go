@@ -1,0 +1,231 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"flag"
+	"fmt"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/commitcast/commitcast/internal/app"
+)
+
+// options are the flags.
+type options struct {
+	rounds  int
+	seed    uint64
+	limit   time.Duration
+	faults  string
+	clients int
+	renew   int
+	standby bool
+	bug     string
+	out     string
+	goOn    bool
+	verbose bool
+}
+
+func main() {
+	// This program is also the one that it breaks: so both are built from the same, perhaps mutated, source.
+	if len(os.Args) > 1 && os.Args[1] == "commitcast" {
+		os.Exit(app.Main(os.Args[2:], os.Stdout, os.Stderr))
+	}
+	var o options
+	flag.IntVar(&o.rounds, "rounds", 20, "how many rounds to run, each about 3 s")
+	flag.Uint64Var(&o.seed, "seed", 1, "seed of the first round; each further one has the next")
+	flag.DurationVar(&o.limit, "for", 0, "begin no round after this time; 0: no limit")
+	flag.StringVar(&o.faults, "faults", "all", "kinds of fault to draw from, with commas; all; none")
+	flag.IntVar(&o.clients, "clients", 8, "how many clients, a quarter of them steady")
+	flag.IntVar(&o.renew, "renew", 10, "after how many rounds topics and clients are new")
+	flag.BoolVar(&o.standby, "standby", false, "rounds of failovers to a standby that lost acknowledged commits")
+	flag.StringVar(&o.bug, "bug", "", "seed a bug into the product first; 'list' lists them")
+	flag.StringVar(&o.out, "out", filepath.Join(os.TempDir(), "commitcast-chaos"), "folder of timelines and results")
+	flag.BoolVar(&o.goOn, "go-on", false, "go on after a violation, with a new world")
+	flag.BoolVar(&o.verbose, "v", false, "say what each round did")
+	flag.Parse()
+	if flag.NArg() > 0 {
+		fatal(fmt.Errorf("unknown argument %q; see -h", flag.Arg(0)))
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	if o.bug != "" {
+		os.Exit(runBug(ctx, o.bug))
+	}
+	violations, err := run(ctx, o)
+	switch {
+	case err != nil:
+		fatal(err)
+	case violations > 0:
+		os.Exit(1)
+	}
+}
+
+// record is what a run writes to its results file.
+type record struct {
+	At         time.Time      `json:"at"`
+	Machine    string         `json:"machine"`
+	Standby    bool           `json:"standby"`
+	Rounds     []result       `json:"rounds"`
+	Violations map[string]int `json:"violations"`
+}
+
+// run runs the rounds, and returns how many violations there were.
+func run(ctx context.Context, o options) (int, error) {
+	from, err := parseKinds(o.faults)
+	if err != nil {
+		return 0, err
+	}
+	if err := os.MkdirAll(o.out, 0o755); err != nil {
+		return 0, err
+	}
+	rec := record{At: time.Now().UTC(), Standby: o.standby, Violations: make(map[string]int),
+		Machine: fmt.Sprintf("%d cores, %s/%s, %s", runtime.NumCPU(), runtime.GOOS, runtime.GOARCH, runtime.Version())}
+	began := time.Now()
+	total := 0
+	for done := 0; done < o.rounds && ctx.Err() == nil && (o.limit == 0 || time.Since(began) < o.limit); {
+		n, violated, err := session(ctx, o, from, o.seed+uint64(done), o.rounds-done, began, &rec)
+		if err != nil {
+			return total, err
+		}
+		done += n
+		total += violated
+		if violated > 0 && !o.goOn {
+			break
+		}
+	}
+	rec.print(os.Stdout)
+	path := filepath.Join(o.out, fmt.Sprintf("results-%d-%d.json", o.seed, os.Getpid()))
+	b, err := json.MarshalIndent(rec, "", " ")
+	if err == nil {
+		err = os.WriteFile(path, b, 0o644)
+	}
+	if err != nil {
+		return total, err
+	}
+	fmt.Printf("%d rounds in %v, %d violations; results in %s\n", len(rec.Rounds), time.Since(began).Round(time.Second), total, path)
+	return total, ctx.Err()
+}
+
+// session runs rounds in one world until there are violations. It returns how many rounds it ran.
+func session(ctx context.Context, o options, from []kind, seed uint64, rounds int, began time.Time, rec *record) (n, violated int, err error) {
+	w, err := newWorld(ctx, o.standby)
+	if err != nil {
+		return 0, 0, err
+	}
+	defer w.close()
+	var g *generation
+	defer func() {
+		if g != nil {
+			g.close()
+		}
+	}()
+	for n < rounds && ctx.Err() == nil && (o.limit == 0 || time.Since(began) < o.limit) {
+		s := seed + uint64(n)
+		if n%max(1, o.renew) == 0 || o.standby {
+			if g != nil {
+				g.close()
+				w.log.forget()
+			}
+			if g, err = newGeneration(w, o.clients, s); err != nil {
+				return n, 0, err
+			}
+		}
+		start := time.Now()
+		var res result
+		if o.standby {
+			res, err = g.failover(s, from)
+			if err != nil {
+				return n, 0, err
+			}
+		} else {
+			res = g.round(s, schedule(w, s, from, g.topics))
+		}
+		n++
+		rec.Rounds = append(rec.Rounds, res)
+		if o.verbose {
+			fmt.Printf("round seed %-6d %4.1f s, settled in %4d ms, longest wait %4d %4d ms, push p50 %3d p99 %3d ms  %s", s, time.Since(start).Seconds(),
+				res.Settle.Milliseconds(), res.First.Milliseconds(), res.Last.Milliseconds(), res.PushP50.Milliseconds(), res.PushP99.Milliseconds(), strings.Join(res.Faults, " "))
+			if o.standby {
+				fmt.Printf(", lost %d, astray %d, resets %d of which needless %d", res.Lost, res.Astray, res.Resets, res.Needless)
+			}
+			fmt.Println()
+		}
+		all := w.violated()
+		if len(all) == 0 {
+			continue
+		}
+		for name, count := range w.counts {
+			rec.Violations[name] += count
+		}
+		path := filepath.Join(o.out, fmt.Sprintf("timeline-%d-%d.txt", s, os.Getpid()))
+		head := []string{fmt.Sprintf("Seed %d, faults %s, standby %v.", s, o.faults, o.standby), ""}
+		for i, v := range all {
+			text := fmt.Sprintf("VIOLATION %s: %s", v.name, v.text)
+			head = append(head, text)
+			if i < maxTold {
+				fmt.Println(text)
+			}
+		}
+		if err := w.log.write(path, append(head, ""), g.lines()); err != nil {
+			return n, len(all), err
+		}
+		mode := ""
+		if o.standby {
+			mode = " -standby"
+		}
+		fmt.Printf("round with seed %d failed; timeline in %s\nagain: go run ./internal/chaos -seed %d -rounds 1 -faults %s -clients %d%s\n", s, path, s, o.faults, o.clients, mode)
+		return n, len(all), nil
+	}
+	return n, 0, nil
+}
+
+// print shows the table of a run.
+func (rec *record) print(out *os.File) {
+	counts := make(map[string]int)
+	first, last := make(map[string][]time.Duration), make(map[string][]time.Duration)
+	var settle, p50, p99 []time.Duration
+	for _, r := range rec.Rounds {
+		settle = append(settle, r.Settle)
+		for _, f := range r.Faults {
+			counts[f]++
+		}
+		if len(r.Faults) == 1 && r.Held > 0 {
+			first[r.Faults[0]] = append(first[r.Faults[0]], r.First)
+			last[r.Faults[0]] = append(last[r.Faults[0]], r.Last)
+		}
+		if len(r.Faults) == 0 && r.PushP99 > 0 {
+			p50, p99 = append(p50, r.PushP50), append(p99, r.PushP99)
+		}
+	}
+	fmt.Fprintln(out, "\n| fault | times | alone | longest wait of a commit until the first client has it: p50 | p99 | max | until all have it: p50 | p99 | max |")
+	fmt.Fprintln(out, "|---|---:|---:|---:|---:|---:|---:|---:|---:|")
+	for _, name := range keys(counts) {
+		f, l := first[name], last[name]
+		slices.Sort(f)
+		slices.Sort(l)
+		fmt.Fprintf(out, "| %s | %d | %d | %s | %s | %s | %s | %s | %s |\n", name, counts[name], len(f),
+			ms(f, 0.5), ms(f, 0.99), ms(f, 1), ms(l, 0.5), ms(l, 0.99), ms(l, 1))
+	}
+	for _, l := range [][]time.Duration{settle, p50, p99} {
+		slices.Sort(l)
+	}
+	fmt.Fprintf(out, "\nSettled after p50 %s, p99 %s, max %s. Rounds without faults: %d, push p50 %s, p99 %s (medians), worst p99 %s.\n",
+		ms(settle, 0.5), ms(settle, 0.99), ms(settle, 1), len(p50), ms(p50, 0.5), ms(p99, 0.5), ms(p99, 1))
+	for _, name := range keys(rec.Violations) {
+		fmt.Fprintf(out, "violated: %s × %d\n", name, rec.Violations[name])
+	}
+}
+
+func ms(sorted []time.Duration, q float64) string {
+	if len(sorted) == 0 {
+		return "–"
+	}
+	return fmt.Sprintf("%d ms", quantile(sorted, q).Milliseconds())
+}

@@ -1,0 +1,155 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/commitcast/commitcast/internal/services"
+	"github.com/commitcast/commitcast/wire"
+)
+
+// failover is a round in which the primary is lost together with commits that it had acknowledged and the standby
+// never got. The standby is promoted, the proxies lead to it, and writers go on with the same topics.
+func (g *generation) failover(seed uint64, from []kind) (result, error) {
+	r := rand.New(rand.NewPCG(seed, 1))
+	res := result{Seed: seed, Faults: []string{"failover"}}
+	w := g.w
+	g.forked = true // from now on, what was seen may turn out not to be
+	ctx, stop := context.WithCancel(w.ctx)
+	defer stop()
+	var writing sync.WaitGroup
+	writing.Go(func() { g.writers.run(ctx, seed, writerPause) })
+	pause := func(least, most time.Duration) {
+		time.Sleep(least + time.Duration(r.Int64N(int64(most-least)))) // part of the schedule
+	}
+	pause(300*time.Millisecond, 700*time.Millisecond)
+
+	// The standby gets nothing any more.
+	g.writers.lossy.Store(true)
+	for _, sql := range []string{"ALTER SYSTEM SET primary_conninfo = ''", "SELECT pg_reload_conf()"} {
+		if err := execOn(w.ctx, w.replica, sql); err != nil {
+			return res, err
+		}
+	}
+	if err := w.eventually(20*time.Second, func() error {
+		var n int
+		if err := w.db().QueryRow(w.ctx, "SELECT count(*) FROM pg_stat_replication").Scan(&n); err != nil || n > 0 {
+			return fmt.Errorf("%d standbys still follow: %v", n, err)
+		}
+		return nil
+	}); err != nil {
+		return res, err
+	}
+	w.log.add("FAULT", "the standby is cut off")
+
+	// What will be lost: events, sometimes an epoch, sometimes events that were never sequenced but are in snapshots.
+	if r.IntN(2) == 0 {
+		var name string
+		if err := w.db().QueryRow(w.ctx, "SELECT commitcast.begin_epoch(NULL, 'to be lost')").Scan(&name); err != nil {
+			return res, err
+		}
+		g.lostEpoch = true
+		w.log.add("FAULT", "epoch %s begins, and will be lost", name)
+	}
+	pause(100*time.Millisecond, 400*time.Millisecond)
+	stopped := r.IntN(2) == 0
+	if stopped {
+		for _, p := range w.of("worker") {
+			p.signal(syscall.SIGSTOP)
+		}
+		w.log.add("FAULT", "SIGSTOP of all workers")
+		pause(200*time.Millisecond, 500*time.Millisecond)
+		// Clients whose snapshots hold what is pending now.
+		for _, p := range w.of("broadcaster") {
+			p.clients.Cut()
+		}
+		pause(200*time.Millisecond, 500*time.Millisecond)
+	}
+
+	lost := time.Now()
+	w.log.add("FAULT", "the primary is lost")
+	w.postgres.Kill()
+	if err := w.replica.Promote(w.ctx); err != nil {
+		return res, err
+	}
+	old := w.postgres
+	w.postgres = w.replica
+	w.replica = nil
+	w.sequenced = [wire.Partitions]int64{}
+	if err := w.connectDirect(); err != nil {
+		return res, err
+	}
+	g.writers.lossy.Store(false)
+	for _, p := range w.processes {
+		p.postgres.SetTarget(w.postgres.Addr())
+		p.postgres.Cut()
+	}
+	w.reading.SetTarget(w.postgres.Addr())
+	w.reading.Cut()
+	// Writers go on at once, sometimes before any worker has noticed.
+	w.writing.SetTarget(w.postgres.Addr())
+	w.writing.Cut()
+	w.log.add("FAULT", "the standby is the primary")
+	if stopped {
+		pause(100*time.Millisecond, 700*time.Millisecond)
+		for _, p := range w.of("worker") {
+			p.signal(syscall.SIGCONT)
+		}
+		w.log.add("FAULT", "SIGCONT of all workers")
+	}
+	faults := schedule(w, seed, from, g.topics)
+	g.faults = faults
+	var breaking sync.WaitGroup
+	if r.IntN(3) == 0 && len(faults) > 0 {
+		breaking.Go(faults[0].run)
+	}
+	pause(700*time.Millisecond, 1200*time.Millisecond)
+	breaking.Wait()
+	stop()
+	writing.Wait()
+	wrote := time.Now()
+	old.Close()
+
+	g.calm.Store(true)
+	err := g.settle()
+	res.Settle = time.Since(wrote)
+	if err == nil {
+		if err = g.writers.each(); err == nil {
+			err = g.settle()
+		}
+	}
+	if err != nil {
+		w.violate("stalled", "%v after the failover of round %d: %v", settleWithin, seed, err)
+	}
+	ev, err := g.gather()
+	if err != nil {
+		return res, err
+	}
+	g.verify(ev)
+	first, last := g.waits(ev, lost, wrote)
+	res.First, res.Last, res.Held = quantile(first, 1), quantile(last, 1), time.Millisecond
+	res.Lost, res.Astray, res.Resets, res.Needless = g.lost, g.astray, g.resets, g.needless
+	if g.lost == 0 || g.astray == 0 {
+		w.log.add("round", "nothing was lost, or nobody saw it: the round proves little")
+	}
+	for _, rows := range ev.rows {
+		res.Events += len(rows)
+	}
+	w.replica, err = w.postgres.Replica(w.ctx)
+	return res, err
+}
+
+// execOn runs a statement on a server.
+func execOn(ctx context.Context, pg *services.Postgres, sql string) error {
+	pool, err := newPool(pg.URL("postgres"))
+	if err != nil {
+		return err
+	}
+	defer pool.Close()
+	_, err = pool.Exec(ctx, sql)
+	return err
+}
