@@ -250,7 +250,10 @@ func (d *drain) loop(ctx context.Context) (why string, err error) {
 			return "", *d.pub.panicked.Load()
 		case d.at.seq == d.at.published && now.Sub(d.lastWork) >= d.w.cfg.Linger:
 			// Sweeps need not step over what this drain took out of the outbox.
-			if more, err := d.round(batch, true, false); err != nil || !more && d.at.sequenced == 0 {
+			free := d.slot()
+			more, err := d.round(batch, true, false)
+			free()
+			if err != nil || !more && d.at.sequenced == 0 {
 				return endIdle, err
 			}
 		case handed.IsZero() && now.After(aged) && stopping != nil:

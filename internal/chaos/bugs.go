@@ -40,9 +40,14 @@ var bugs = []bug{
 	{
 		name: "cursor-by-max-id", about: "sequencing never looks below the highest id that it has seen, which a late commit is",
 		patches: []patch{{"migrations/0001_init.up.sql",
-			"published = part.published, floor = part.floor,",
-			"published = part.published, floor = greatest(part.floor, (SELECT max(j.id) FROM commitcast.journal j WHERE j.partition = p)),"}},
+			"published = part.published, floor = part.floor, last_sequenced_at = at",
+			"published = part.published, last_sequenced_at = at, floor = greatest(floor, (SELECT max(j.id) FROM commitcast.journal j WHERE j.partition = p))"}},
 		faults: "none", rounds: 4, caughtAs: []string{"event-lost", "stalled"}, fast: true,
+	},
+	{
+		name: "floor-waits-for-nobody", about: "the floor passes an event whose transaction has not committed",
+		patches: []patch{{"worker/horizon.go", "	if len(h.waiting) > 0 {\n		return\n	}\n", ""}},
+		faults:  "none", rounds: 8, caughtAs: []string{"event-lost", "stalled"},
 	},
 	{
 		name: "skip-on-gap", about: "a worker takes a hole in the stream for an answer",
@@ -88,8 +93,8 @@ var bugs = []bug{
 		standby: true, rounds: 12, caughtAs: []string{"state-differs"},
 	},
 	{
-		name: "watermark-of-last-batch", about: "what was offered counts as published, although it was refused",
-		patches: []patch{{"worker/watermark.go", "		s = min(s, first-1)\n", "		_ = first\n"}},
+		name: "set-aside-in-memory", about: "a topic that was refused counts as published, and only this process knows that it is not",
+		patches: []patch{{"worker/park.go", "		err = p.w.park(ctx, p.partition, refusals)\n", ""}},
 		faults:  "redis-refuse", caughtAs: []string{"published-unconfirmed"},
 	},
 	{
@@ -194,7 +199,8 @@ var bugs = []bug{
 	{
 		name: "confirmed-twice-published", about: "what was confirmed in one epoch counts as published in the next",
 		patches: []patch{
-			{"migrations/0001_init.up.sql", "    IF told_epoch = current THEN\n", "    IF told_epoch IS DISTINCT FROM current THEN\n        part.published := part.seq;\n    ELSE\n"},
+			{"migrations/0001_init.up.sql", "    IF told_epoch = current THEN\n        part.published := least(greatest(done, part.published), part.seq);",
+				"    IF true THEN\n        part.published := CASE WHEN done > part.published OR told_epoch IS DISTINCT FROM current THEN part.seq ELSE part.published END;"},
 		},
 		faults: "epoch-bump,redis-refuse,redis-pause", rounds: 20, caughtAs: []string{"published-unconfirmed", "stream-missing", "stream-forgot", "stream-behind"},
 	},
