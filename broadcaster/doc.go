@@ -11,7 +11,7 @@
 // "subscribed" is sent only when the subscription to the stream is live, or when the stream is down and the journal
 // is being polled instead.
 //
-// What a subscriber is shown is decided in splice.go alone, by two machines without locks, clock or I/O. Around them data
+// What a subscriber is shown is decided in splice.go alone, by two machines without clock, goroutine or I/O. Around them data
 // flows one way through the files: heads.go and the stream's messages (topic.go) fill the log (log.go); sessions
 // (session.go, subscription.go, join.go) read it; what it does not hold comes from replay.go.
 //

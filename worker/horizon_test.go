@@ -74,7 +74,7 @@ func TestFloorWaitsForOpenWriters(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer writer.Close(context.Background())
-			release := func() {}
+			var release func()
 			done := make(chan error, 1)
 			if held == "in its INSERT" {
 				b.exec(`CREATE FUNCTION public.hold() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN

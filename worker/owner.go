@@ -32,7 +32,7 @@ const (
 	// second key is the term.
 	lockClass = 0x4343_0000
 	// ownerIdle ends the session of an owner that does nothing: one that was stopped, or whose host is gone. A drain
-	// asks Postgres something every sweepEvery.
+	// asks Postgres something every pingEvery.
 	ownerIdle = 3 * time.Second
 	// statementTimeout bounds a batch: longer means that the disk or a lock is in trouble, and trying again shows it.
 	statementTimeout = 10 * time.Second

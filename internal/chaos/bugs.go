@@ -29,8 +29,9 @@ var bugs = []bug{
 	{
 		name: "replay-before-confirmed", about: "a subscription goes live before its channel is confirmed, and nobody looks at the head again",
 		patches: []patch{
-			{"broadcaster/join.go", "|| w.sub.t.isConfirmed()) {", "|| true) {"},
-			{"broadcaster/topic.go", "		b.heads.check(t) // what was published while nobody listened", ""},
+			{"broadcaster/splice.go", "f.confirmed || polled", "true || polled"},
+			{"broadcaster/splice.go", "return !f.looked || followed", "return followed"},
+			{"broadcaster/topic.go", "		b.joiner.kick()\n		b.heads.kick()", "		b.joiner.kick()"},
 			{"stream/redis_wanted.go", "	s.dirty = append(s.dirty, c)\n	s.wakeWriter()", "	s.dirty = append(s.dirty, c)\n	time.AfterFunc(300*time.Millisecond, s.wakeWriter)"},
 			{"stream/redis_wanted.go", `import "sync"`, "import (\n	\"sync\"\n	\"time\"\n)"},
 		},
@@ -58,8 +59,8 @@ var bugs = []bug{
 	{
 		name: "epoch-ignored", about: "a database that went back is taken for the same history",
 		patches: []patch{{"migrations/0001_init.up.sql",
-			"    IF e.incarnation = now_incarnation AND EXISTS (SELECT FROM commitcast.uncrashed WHERE ordinal = e.ordinal) THEN\n        RETURN e.name;",
-			"    IF e.name IS NOT NULL THEN\n        RETURN e.name;"}},
+			"    IF current_setting('commitcast.checked_epoch', true) = e.name THEN",
+			"    IF e.name IS NOT NULL THEN"}},
 		standby: true, rounds: 3, caughtAs: []string{"surfaced-differs", "stream-differs", "histories-mixed"},
 	},
 	{
@@ -112,7 +113,7 @@ var bugs = []bug{
 	},
 	{
 		name: "pending-left-out", about: "a snapshot does not tell which of its events have no offset yet",
-		patches: []patch{{"outbox/snapshot.go", "			p.Pending = ids\n", "			_ = ids\n"}},
+		patches: []patch{{"outbox/snapshot.go", "		p.Pending = ids\n", "		_ = ids\n"}},
 		faults:  "worker-stop,worker-kill,clients-cut", caughtAs: []string{"state-differs"},
 	},
 	{
@@ -165,7 +166,7 @@ var bugs = []bug{
 	},
 	{
 		name: "cursor-not-asked", about: "a subscription begins at the head, not at its cursor",
-		patches: []patch{{"broadcaster/join.go", "			sub.cursor = sub.asked.Offset\n", ""}},
+		patches: []patch{{"broadcaster/splice.go", "		r.cursor = r.asked.Offset\n", ""}},
 		faults:  "clients-cut", rounds: 4, caughtAs: []string{"wire-answer", "wire-hole"},
 	},
 	{
@@ -192,7 +193,7 @@ var bugs = []bug{
 	},
 	{
 		name: "reset-instead-of-replay", about: "a subscriber that is behind is sent back to its snapshot",
-		patches: []patch{{"broadcaster/join.go", "	if live && p.Reason != \"\" {", "	if live && p.Reason == \"\" && !sub.asked.IsZero() && sub.asked.Offset < p.Head-2 {\n		p.Reason = \"trimmed\"\n	}\n	if live && p.Reason != \"\" {"}},
+		patches: []patch{{"broadcaster/join.go", "	outcome := sub.join(", "	if !sub.asked.IsZero() && sub.asked.Offset < p.Head-2 {\n		p.Reason = \"trimmed\"\n	}\n	outcome := sub.join("}},
 		faults:  "clients-cut", rounds: 4, caughtAs: []string{"needless-reset"},
 	},
 	{
