@@ -39,7 +39,9 @@ func TestSpliceSchedules(t *testing.T) {
 		return
 	}
 	var next, done, steps atomic.Uint64
-	var first atomic.Pointer[string]
+	var mu sync.Mutex       // of broke and how
+	var broke atomic.Uint64 // the lowest seed that broke something, so that one failure is told each time; 0: none
+	var how string
 	var wg sync.WaitGroup
 	last, until := *schedules, time.Now().Add(time.Hour)
 	if last == 0 { // a busy machine, or the race detector, is no reason to wait
@@ -48,7 +50,7 @@ func TestSpliceSchedules(t *testing.T) {
 	for range runtime.GOMAXPROCS(0) {
 		wg.Go(func() {
 			w := new(world)
-			for n := next.Add(1); n <= last && first.Load() == nil && time.Now().Before(until); n = next.Add(1) {
+			for n := next.Add(1); n <= last && broke.Load() == 0 && time.Now().Before(until); n = next.Add(1) {
 				w.run(n)
 				done.Add(1)
 				steps.Add(uint64(w.now))
@@ -56,14 +58,19 @@ func TestSpliceSchedules(t *testing.T) {
 					again := &world{tracing: true}
 					again.run(n)
 					text := fmt.Sprintf("seed %d: %s\nthe way there:\n%s", n, w.broken, strings.Join(again.trace, "\n"))
-					first.CompareAndSwap(nil, &text)
+					mu.Lock()
+					if b := broke.Load(); b == 0 || n < b {
+						broke.Store(n)
+						how = text
+					}
+					mu.Unlock()
 				}
 			}
 		})
 	}
 	wg.Wait()
-	if text := first.Load(); text != nil {
-		t.Fatal(*text)
+	if broke.Load() != 0 {
+		t.Fatal(how)
 	}
 	t.Logf("%d schedules, %d steps", done.Load(), steps.Load())
 }

@@ -37,7 +37,9 @@ func TestPublishSchedules(t *testing.T) {
 		return
 	}
 	var next, done atomic.Uint64
-	var first atomic.Pointer[string]
+	var mu sync.Mutex       // of broke and how
+	var broke atomic.Uint64 // the lowest seed that broke something, so that one failure is told each time; 0: none
+	var how string
 	var wg sync.WaitGroup
 	last, until := *schedules, time.Now().Add(time.Hour)
 	if last == 0 { // a busy machine, or the race detector, is no reason to wait
@@ -46,20 +48,25 @@ func TestPublishSchedules(t *testing.T) {
 	for range runtime.GOMAXPROCS(0) {
 		wg.Go(func() {
 			w := new(pubWorld)
-			for n := next.Add(1); n <= last && first.Load() == nil && time.Now().Before(until); n = next.Add(1) {
+			for n := next.Add(1); n <= last && broke.Load() == 0 && time.Now().Before(until); n = next.Add(1) {
 				done.Add(1)
 				if w.run(n); w.broken != "" {
 					again := &pubWorld{tracing: true}
 					again.run(n)
 					text := fmt.Sprintf("seed %d: %s\nthe way there:\n%s", n, w.broken, strings.Join(again.trace, "\n"))
-					first.CompareAndSwap(nil, &text)
+					mu.Lock()
+					if b := broke.Load(); b == 0 || n < b {
+						broke.Store(n)
+						how = text
+					}
+					mu.Unlock()
 				}
 			}
 		})
 	}
 	wg.Wait()
-	if text := first.Load(); text != nil {
-		t.Fatal(*text)
+	if broke.Load() != 0 {
+		t.Fatal(how)
 	}
 	t.Logf("%d schedules", done.Load())
 }

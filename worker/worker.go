@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/riverqueue/river"
@@ -192,11 +193,8 @@ func (w *Worker) Run(ctx context.Context) error {
 	}
 	defer w.pool.Close()
 	defer w.owners.closeAll()
-	if err := w.awaitDatabase(ctx); err != nil || ctx.Err() != nil {
+	if err := w.startRiver(ctx, bg); err != nil || ctx.Err() != nil {
 		return err
-	}
-	if err := w.river.Start(bg); err != nil {
-		return fmt.Errorf("worker: starting River: %w", err)
 	}
 
 	// All owned by Run, which waits for them below.
@@ -250,6 +248,29 @@ func (w *Worker) open(ctx context.Context) error {
 		return fmt.Errorf("worker: preparing River: %w", err)
 	}
 	return nil
+}
+
+// startRiver waits for the database and starts River, again if the database goes away in between.
+func (w *Worker) startRiver(ctx, bg context.Context) error {
+	for failures := 0; ; failures++ {
+		if err := w.awaitDatabase(ctx); err != nil || ctx.Err() != nil {
+			return err
+		}
+		err := w.river.Start(bg)
+		if err == nil {
+			return nil
+		}
+		if pgErr, ok := errors.AsType[*pgconn.PgError](err); ok && !isFatal(pgErr) {
+			return fmt.Errorf("worker: starting River: %w", err)
+		}
+		w.log.WarnContext(ctx, "River could not start; trying again", "error", err)
+		if !sleep(ctx, jitter(backoff(failures, 50*time.Millisecond, 2*time.Second))) {
+			return nil
+		}
+		if w.river, err = w.newRiver(); err != nil { // one that has failed is not started again
+			return fmt.Errorf("worker: preparing River: %w", err)
+		}
+	}
 }
 
 // awaitDatabase waits until the database answers, and refuses one without the schema.
