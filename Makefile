@@ -1,4 +1,4 @@
-# Everything here works on a fresh machine with Go and make only: Postgres and Redis are found, or installed after
+# Everything here works on a fresh machine with Go and make only: Postgres, Redis and Node.js are found, or installed after
 # saying so, and run privately. DATABASE_URL and REDIS_URL, when set, are used instead. Go modules come as usual.
 
 # Packages whose goroutines meet most; `make ci` runs them under the race detector.
@@ -19,15 +19,16 @@ demo: ## Run the live demonstration and say where to look
 	@go run ./cmd/demo
 
 test: ## Run all tests, against real Postgres, Redis and a browser
-	@$(UP) --browser -- go test -count=1 -timeout=$(TIMEOUT) ./...
+	@$(UP) --browser --node -- go test -count=1 -timeout=$(TIMEOUT) ./...
 
 race: ## Run all tests under the race detector
-	@$(UP) --browser --compiler -- go test -race -count=1 -timeout=$(TIMEOUT) ./...
+	@$(UP) --browser --node --compiler -- go test -race -count=1 -timeout=$(TIMEOUT) ./...
 
-lint: ## Check format, go vet, staticcheck and the modules' checksums
+lint: ## Check format, go vet, staticcheck, TypeScript's types and the modules' checksums
 	@unformatted=$$(gofmt -l .); test -z "$$unformatted" || { echo "gofmt -w these:"; echo "$$unformatted"; exit 1; }
 	@go vet ./...
 	@go tool staticcheck ./...
+	@go test -count=1 -run '^TestTypes$$' ./client/ts
 	@go mod verify
 
 bench: ## Measure throughput and latency (QUICK=1: one short round)

@@ -139,7 +139,7 @@ func New(j Journal, s stream.Stream, cfg Config) (*Broadcaster, error) {
 	b.metrics = newMetrics(cfg.Registerer)
 	b.joiner = &joiner{b: b, kicked: make(chan struct{}, 1)}
 	b.heads = &heads{b: b, kicked: make(chan struct{}, 1), polled: make(chan struct{}),
-		asked: make(map[*topic]struct{}), suspects: make(map[*topic]struct{})}
+		suspects: make(map[*topic]struct{})}
 	b.replayer = &replayer{b: b, slots: make(chan struct{}, replayReads)}
 	b.subscription = s.NewSubscription(hears{b})
 	return b, nil
@@ -223,18 +223,21 @@ func (b *Broadcaster) Ready() error {
 	case !b.databaseUp.Load():
 		return errors.New("the database does not answer")
 	}
-	if !b.pushUp.Load() && b.pushTried.Load() {
+	if b.polling() {
 		return ErrPolling
 	}
 	return nil
 }
+
+// polling reports whether the stream is down, so that events come by polling the journal.
+func (b *Broadcaster) polling() bool { return !b.pushUp.Load() && b.pushTried.Load() }
 
 // tryPush asks whether a stream that was down is back, when there is no topic whose channel would tell.
 func (b *Broadcaster) tryPush(ctx context.Context) {
 	b.mu.RLock()
 	idle := len(b.topics) == 0
 	b.mu.RUnlock()
-	if idle && b.pushTried.Load() && !b.pushUp.Load() && b.stream.Ping(ctx) == nil {
+	if idle && b.polling() && b.stream.Ping(ctx) == nil {
 		b.pushTried.Store(false)
 	}
 }

@@ -2,6 +2,7 @@ package broadcaster
 
 import (
 	"context"
+	"slices"
 	"sync"
 	"time"
 
@@ -25,12 +26,12 @@ type heads struct {
 	b      *Broadcaster
 	kicked chan struct{}
 
+	seqs [wire.Partitions]int64 // as of the last poll; of run alone
+
 	mu       sync.Mutex
-	seqs     [wire.Partitions]int64 // as of the last poll
-	asked    map[*topic]struct{}    // to be checked whether their partition moved or not
-	suspects map[*topic]struct{}    // behind their head; healed if they still are after headGrace
-	grace    bool                   // a timer for suspects runs
-	polled   chan struct{}          // closed at the end of the poll that is next or under way
+	suspects map[*topic]struct{} // behind their head; healed if they still are after headGrace
+	grace    bool                // a timer for suspects runs
+	polled   chan struct{}       // closed at the end of the poll that is next or under way
 }
 
 func (h *heads) kick() {
@@ -38,14 +39,6 @@ func (h *heads) kick() {
 	case h.kicked <- struct{}{}:
 	default:
 	}
-}
-
-// check asks for one topic's head at once.
-func (h *heads) check(t *topic) {
-	h.mu.Lock()
-	h.asked[t] = struct{}{}
-	h.mu.Unlock()
-	h.kick()
 }
 
 // waitPoll waits until a poll has ended.
@@ -98,47 +91,34 @@ func (h *heads) poll(ctx context.Context) error {
 	if epoch != h.b.Epoch() {
 		h.b.enterEpoch(epoch)
 	}
-	h.mu.Lock()
-	moved := func(p int) bool { return h.seqs[p] != seqs[p] }
-	asked := h.asked
-	h.asked = make(map[*topic]struct{})
 	var topics []*topic
 	h.b.mu.RLock()
 	for _, t := range h.b.topics {
-		if _, ok := asked[t]; ok || moved(t.partition) {
+		t.mu.Lock()
+		if h.seqs[t.partition] != seqs[t.partition] || t.unsure(len(t.subs) > 0) {
 			topics = append(topics, t)
 		}
+		t.mu.Unlock()
 	}
 	h.b.mu.RUnlock()
-	h.mu.Unlock()
-
-	for rest := topics; len(rest) > 0; {
-		batch := rest[:min(len(rest), headBatch)]
-		rest = rest[len(batch):]
+	for batch := range slices.Chunk(topics, headBatch) {
 		if err := h.compare(ctx, epoch, batch); err != nil {
-			h.mu.Lock()
-			for t := range asked {
-				h.asked[t] = struct{}{}
-			}
-			h.mu.Unlock()
-			return err
+			return err // all are read again, since seqs stay as they are
 		}
 	}
-	h.mu.Lock()
 	h.seqs = seqs
-	h.mu.Unlock()
 	return nil
 }
 
 // compare reads the heads of a batch of topics and looks for logs that are behind, or ahead.
 func (h *heads) compare(ctx context.Context, epoch string, topics []*topic) error {
 	questions := make([]wire.Question, len(topics))
-	delivered := make([]int64, len(topics)) // captured before the read: later events are no evidence
+	looks := make([]look, len(topics))
 	for i, t := range topics {
 		questions[i].Topic = t.name
-		if e, last := t.log.position(); e == epoch {
-			delivered[i] = last
-		}
+		t.mu.Lock()
+		looks[i] = t.look()
+		t.mu.Unlock()
 	}
 	now, positions, err := h.b.journal.Positions(ctx, questions)
 	if err != nil {
@@ -149,14 +129,14 @@ func (h *heads) compare(ctx context.Context, epoch string, topics []*topic) erro
 		return errEpoch
 	}
 	for i, t := range topics {
-		if positions[i].Head < delivered[i] {
-			h.b.log.Error("the database went back behind what was delivered", "topic", t.name,
-				"head", positions[i].Head, "delivered", delivered[i], "epoch", epoch)
-			h.b.rejoin(t, epoch, positions[i].Head)
-			continue
-		}
-		t.observe(epoch, positions[i].Head)
-		if t.lags() {
+		t.mu.Lock()
+		back := t.saw(looks[i], epoch, positions[i].Head)
+		t.mu.Unlock()
+		if back {
+			h.b.log.Error("the database went back behind what was known to exist", "topic", t.name,
+				"head", positions[i].Head, "known", looks[i].want, "epoch", epoch)
+			h.b.recheck(t)
+		} else if t.behind() {
 			h.suspect(t)
 		}
 	}
@@ -165,7 +145,10 @@ func (h *heads) compare(ctx context.Context, epoch string, topics []*topic) erro
 
 // suspect heals a log that is behind: at once while events are not pushed, otherwise if it still is after headGrace.
 func (h *heads) suspect(t *topic) {
-	if !h.b.pushUp.Load() || !t.isConfirmed() {
+	t.mu.Lock()
+	pushed := t.confirmed
+	t.mu.Unlock()
+	if !pushed {
 		h.b.heal(t)
 		return
 	}
@@ -182,9 +165,7 @@ func (h *heads) suspect(t *topic) {
 		h.suspects, h.grace = make(map[*topic]struct{}), false
 		h.mu.Unlock()
 		for t := range suspects {
-			if t.lags() {
-				h.b.heal(t)
-			}
+			h.b.heal(t)
 		}
 	})
 }
@@ -203,31 +184,17 @@ func (b *Broadcaster) enterEpoch(epoch string) {
 	for _, t := range b.topics {
 		t.mu.Lock()
 		drop = append(drop, t.channel)
-		t.channel.Epoch = epoch
+		t.enter(epoch)
 		add = append(add, t.channel)
-		t.confirmed = false
-		t.want.Store(0)
-		t.log.reset("", 0)
 		t.mu.Unlock()
 		topics = append(topics, t)
 	}
-	b.mu.Unlock()
 	b.subscription.Remove(drop...)
 	b.subscription.Add(add...)
+	b.mu.Unlock() // not before: a topic that is forgotten meanwhile would leave its channel behind
 	for _, t := range topics {
 		b.recheck(t)
 	}
-}
-
-// rejoin begins a topic's log anew at head and checks all its cursors: the database went back within an epoch.
-func (b *Broadcaster) rejoin(t *topic, epoch string, head int64) {
-	t.mu.Lock()
-	if t.channel.Epoch == epoch {
-		t.want.Store(head)
-		t.log.reset(epoch, head+1)
-	}
-	t.mu.Unlock()
-	b.recheck(t)
 }
 
 // recheck takes a topic's live subscriptions back to joining.
@@ -236,8 +203,7 @@ func (b *Broadcaster) recheck(t *topic) {
 	var again []*subscription
 	for _, sub := range t.subs {
 		sub.s.mu.Lock()
-		if sub.state == subLive {
-			sub.state, sub.chunk = subJoining, nil
+		if sub.recheck() {
 			again = append(again, sub)
 		}
 		sub.s.mu.Unlock()

@@ -9,19 +9,23 @@ import (
 	"github.com/commitcast/commitcast/wire"
 )
 
-// Handler serves GET /v1/ws, the WebSocket of protocol commitcast.v1.
+// Handler serves protocol commitcast.v1: the WebSocket at GET /v1/ws, and one topic as Server-Sent Events at
+// GET /v1/topics/{topic}/events.
 func (b *Broadcaster) Handler() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /v1/ws", b.serveWS)
+	mux.HandleFunc("GET /v1/topics/{topic}/events", b.serveEvents)
+	mux.HandleFunc("OPTIONS /v1/topics/{topic}/events", b.allowEvents)
 	return mux
 }
 
-func (b *Broadcaster) serveWS(w http.ResponseWriter, r *http.Request) {
+// admit says whether one more client can be taken. It has answered the client if not.
+func (b *Broadcaster) admit(w http.ResponseWriter) bool {
 	select {
 	case <-b.ready:
 	default:
 		refuse(w, "the database has not answered yet", time.Second)
-		return
+		return false
 	}
 	b.mu.RLock()
 	full, draining := len(b.sessions) >= b.cfg.MaxConnections, b.draining
@@ -30,6 +34,13 @@ func (b *Broadcaster) serveWS(w http.ResponseWriter, r *http.Request) {
 		b.metrics.turnedAway.Inc()
 		refuse(w, map[bool]string{true: "this node is shutting down", false: "this node is full"}[draining],
 			time.Second+jitter(4*time.Second))
+		return false
+	}
+	return true
+}
+
+func (b *Broadcaster) serveWS(w http.ResponseWriter, r *http.Request) {
+	if !b.admit(w) {
 		return
 	}
 	sock, err := accept(w, r, b.cfg.Origins)
@@ -42,13 +53,13 @@ func (b *Broadcaster) serveWS(w http.ResponseWriter, r *http.Request) {
 		sock.close(wire.CloseShutdown)
 		return
 	}
-	s.serve(b.ctx)
+	s.serve(b.ctx, sock.ws)
 }
 
 // refuse answers 503 with the time after which to come back.
 func refuse(w http.ResponseWriter, why string, in time.Duration) {
 	w.Header().Set("Retry-After", fmt.Sprint(max(1, int(in/time.Second))))
-	http.Error(w, why, http.StatusServiceUnavailable)
+	problem(w, http.StatusServiceUnavailable, wire.CodeUnavailable, why)
 }
 
 func (b *Broadcaster) addSession(s *session) bool {
@@ -72,7 +83,7 @@ func (b *Broadcaster) removeSession(s *session) {
 	s.mu.Lock()
 	subs := make([]*subscription, 0, len(s.subs))
 	for _, sub := range s.subs {
-		sub.state, sub.chunk = subEnded, nil
+		sub.end()
 		subs = append(subs, sub)
 	}
 	clear(s.subs)
@@ -108,7 +119,7 @@ func (b *Broadcaster) drain() {
 		go func() { // owned by drain
 			defer closing.Done()
 			s.settle(time.Second)
-			s.sock.close(wire.CloseShutdown)
+			s.sink.close(wire.CloseShutdown)
 		}()
 	}
 	closing.Wait()

@@ -29,15 +29,16 @@ type joiner struct {
 }
 
 type joining struct {
-	sub   *subscription
-	since time.Time
+	sub      *subscription
+	since    time.Time
+	admitted admission
 }
 
 func (j *joiner) add(subs ...*subscription) {
 	now := time.Now()
 	j.mu.Lock()
 	for _, sub := range subs {
-		j.waiting = append(j.waiting, joining{sub, now})
+		j.waiting = append(j.waiting, joining{sub: sub, since: now})
 	}
 	j.mu.Unlock()
 	j.kick()
@@ -72,14 +73,14 @@ func (j *joiner) run(ctx context.Context) {
 }
 
 // take removes up to joinBatch subscriptions that can be decided now, and says when the next one can be anyway.
-func (j *joiner) take(now time.Time) (ready []*subscription, again time.Duration) {
+func (j *joiner) take(now time.Time) (ready []joining, again time.Duration) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	kept := j.waiting[:0]
 	for _, w := range j.waiting {
 		left := joinWait - now.Sub(w.since)
-		if len(ready) < joinBatch && (left <= 0 || !j.b.pushUp.Load() && j.b.pushTried.Load() || w.sub.t.isConfirmed()) {
-			ready = append(ready, w.sub)
+		if len(ready) < joinBatch && w.admit(left <= 0 || j.b.polling()) {
+			ready = append(ready, w)
 			continue
 		}
 		if again == 0 || left < again {
@@ -92,106 +93,104 @@ func (j *joiner) take(now time.Time) (ready []*subscription, again time.Duration
 	return ready, again
 }
 
-func (t *topic) isConfirmed() bool {
+func (w *joining) admit(polled bool) (ok bool) {
+	t := w.sub.t
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	return t.confirmed
+	w.admitted, ok = t.feed.admit(polled)
+	return ok
 }
 
 // join reads the positions of a batch and makes each subscription live, or ends it with a reset.
-func (j *joiner) join(ctx context.Context, subs []*subscription) {
-	questions := make([]wire.Question, len(subs))
-	for i, sub := range subs {
-		questions[i].Topic = sub.t.name
-		sub.s.mu.Lock()
-		if sub.answered {
-			questions[i].Cursor = wire.Cursor{Epoch: sub.epoch, Offset: sub.cursor}
-		} else {
-			questions[i].Cursor = sub.asked
-		}
-		sub.s.mu.Unlock()
+func (j *joiner) join(ctx context.Context, batch []joining) {
+	questions := make([]wire.Question, len(batch))
+	for i, w := range batch {
+		w.sub.s.mu.Lock()
+		questions[i] = wire.Question{Topic: w.sub.t.name, Cursor: w.sub.question()}
+		w.sub.s.mu.Unlock()
 	}
 	readCtx, cancel := context.WithTimeout(ctx, joinTimeout)
 	epoch, positions, err := j.b.journal.Positions(readCtx, questions)
 	cancel()
 	if err != nil {
-		j.failed(ctx, subs, err)
+		j.failed(ctx, batch, err)
 		return
 	}
 	if epoch != j.b.Epoch() {
-		// The database is in another epoch than this node: heads.go decides, then these are decided in it.
-		j.b.heads.kick()
+		j.b.heads.kick() // it decides about epochs
 		j.b.heads.waitPoll(ctx)
-		if epoch != j.b.Epoch() {
-			j.b.after(100*time.Millisecond, func() { j.add(subs...) })
-			return
+	}
+	var again []*subscription
+	for i, w := range batch {
+		if !j.decide(w, epoch, positions[i]) {
+			again = append(again, w.sub)
 		}
 	}
-	for i, sub := range subs {
-		j.decide(sub, epoch, positions[i])
+	switch {
+	case len(again) == 0:
+	case epoch == j.b.Epoch():
+		j.add(again...)
+	default:
+		j.b.after(100*time.Millisecond, func() { j.add(again...) })
 	}
 }
 
-// decide makes a subscription live, or ends it. It holds the topic's mu throughout, so that a change of epoch comes
-// wholly before it or wholly after it.
-func (j *joiner) decide(sub *subscription, epoch string, p wire.Position) {
-	t, s := sub.t, sub.s
+// decide makes a subscription live, or ends it; false: it is to join again. It holds the topic's mu throughout, so that
+// a change of epoch comes wholly before it or wholly after it.
+func (j *joiner) decide(w joining, epoch string, p wire.Position) bool {
+	sub, t, s := w.sub, w.sub.t, w.sub.s
 	t.mu.Lock()
-	if t.channel.Epoch != epoch {
-		t.mu.Unlock()
-		j.add(sub)
-		return
-	}
-	t.log.start(epoch, p.Head+1)
-	t.want.Store(max(t.want.Load(), p.Head))
 	s.mu.Lock()
-	live := sub.state == subJoining && !s.closed
-	if live && p.Reason != "" {
-		sub.resetLocked(epoch, p.Head, p.Reason)
-	} else if live {
-		sub.goLiveLocked(epoch, p.Head)
+	outcome := sub.join(&t.feed, w.admitted, epoch, p)
+	switch outcome {
+	case joinAnswered:
+		s.sendLocked(func(b []byte) []byte {
+			return wire.AppendSubscribed(b, sub.id, t.name, epoch, sub.cursor, p.Head)
+		})
+		s.wakeLocked(sub)
+	case joinResumed:
+		s.wakeLocked(sub)
+	case joinReset:
+		sub.resetLocked(epoch, p)
 	}
 	s.mu.Unlock()
 	t.mu.Unlock()
-	if p.Reason != "" {
+	if outcome == joinReset {
 		j.b.detach(sub)
-	} else if t.lags() {
+	} else if t.behind() {
 		j.b.heads.suspect(t)
 	}
+	return outcome != joinAgain
 }
 
-// goLiveLocked lets the subscription follow the log, and answers the request if that is still to be done.
-func (sub *subscription) goLiveLocked(epoch string, head int64) {
-	sub.state, sub.epoch = subLive, epoch
-	if !sub.answered {
-		sub.answered = true
-		sub.cursor = head
-		if !sub.asked.IsZero() {
-			sub.cursor = sub.asked.Offset
-		}
-		sub.s.sendLocked(func(b []byte) []byte {
-			return wire.AppendSubscribed(b, sub.id, sub.t.name, epoch, sub.cursor, head)
-		})
-	}
-	sub.s.wakeLocked(sub)
+// resetLocked tells the client why its subscription has ended.
+func (sub *subscription) resetLocked(epoch string, p wire.Position) {
+	b := sub.s.b
+	b.metrics.resets.WithLabelValues(p.Reason).Inc()
+	sub.endLocked()
+	inMS := jitter(b.cfg.ResetSpread).Milliseconds()
+	sub.s.sendLocked(func(buf []byte) []byte {
+		return wire.AppendReset(buf, sub.t.name, epoch, p.Head, p.Reason, inMS)
+	})
 }
 
 // failed answers new subscriptions with an error and lets the others wait: their clients have what they have.
-func (j *joiner) failed(ctx context.Context, subs []*subscription, err error) {
+func (j *joiner) failed(ctx context.Context, batch []joining, err error) {
 	if ctx.Err() != nil {
 		return
 	}
-	j.b.log.Warn("cursors cannot be checked", "subscriptions", len(subs), "error", err)
+	j.b.log.Warn("cursors cannot be checked", "subscriptions", len(batch), "error", err)
 	var again []*subscription
-	for _, sub := range subs {
-		s := sub.s
+	for _, w := range batch {
+		sub, s := w.sub, w.sub.s
 		s.mu.Lock()
-		if sub.answered {
+		ended := sub.state == subEnded
+		switch {
+		case sub.unasked():
 			again = append(again, sub)
 			s.mu.Unlock()
 			continue
-		}
-		if sub.state == subJoining {
+		case !ended:
 			sub.endLocked()
 			s.sendLocked(func(p []byte) []byte {
 				return wire.AppendError(p, sub.id, &wire.Error{Code: wire.CodeUnavailable,

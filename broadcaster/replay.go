@@ -19,6 +19,9 @@ const (
 	replayEvents = 1000
 	// replayTimeout bounds one read.
 	replayTimeout = 5 * time.Second
+	// replayStream is how much of it the stream gets: one that answers later is no help against the journal, which has
+	// the same, and one that has gone dead without a word must not hold up what is to be healed.
+	replayStream = 500 * time.Millisecond
 )
 
 var errEpoch = errors.New("the database is in another epoch")
@@ -50,7 +53,9 @@ func (r *replayer) fetch(ctx context.Context, ch stream.Channel, after int64) (s
 
 func (r *replayer) read(ctx context.Context, ch stream.Channel, after int64) (stream.Run, error) {
 	if r.b.pushUp.Load() {
-		run, err := r.b.stream.Range(ctx, ch, after)
+		streamCtx, cancel := context.WithTimeout(ctx, replayStream)
+		run, err := r.b.stream.Range(streamCtx, ch, after)
+		cancel()
 		if err == nil && len(run.Frames) > 0 && run.First == after+1 {
 			r.b.metrics.replayed.WithLabelValues("stream").Add(float64(len(run.Frames)))
 			return run, nil
@@ -70,25 +75,20 @@ func (r *replayer) read(ctx context.Context, ch stream.Channel, after int64) (st
 
 // replay brings a subscription that fell out of the log one range further. Called with the session's mu held.
 func (b *Broadcaster) replay(sub *subscription) {
-	epoch, after := sub.epoch, sub.cursor
-	ch := stream.Channel{Epoch: epoch, Partition: sub.t.partition, Topic: sub.t.name}
+	life, after := sub.life, sub.cursor
+	ch := stream.Channel{Epoch: sub.epoch, Partition: sub.t.partition, Topic: sub.t.name}
 	b.spawn(func(ctx context.Context) { // ends after one range
 		run, err := b.replayer.fetch(ctx, ch, after)
 		s := sub.s
 		s.mu.Lock()
 		defer s.mu.Unlock()
-		sub.replaying = false
-		switch {
-		case s.closed || sub.state != subLive || sub.epoch != epoch || sub.cursor != after:
-		case err != nil:
-			b.after(jitter(500*time.Millisecond), func() { s.wake(sub) })
-		case len(run.Frames) == 0:
-			// Not there: trimmed, or the database is not what it was. Its cursor decides.
-			sub.state = subJoining
-			b.after(jitter(100*time.Millisecond), func() { b.joiner.add(sub) })
-		default:
-			sub.chunk, sub.chunkFirst = run.Frames, run.First
+		switch sub.splice(life, run, err) {
+		case replayTaken:
 			s.wakeLocked(sub)
+		case replayRetry:
+			b.after(jitter(500*time.Millisecond), func() { s.wake(sub) })
+		case replayCheck:
+			b.after(jitter(100*time.Millisecond), func() { b.joiner.add(sub) })
 		}
 	})
 }

@@ -21,12 +21,22 @@ const (
 	maxErrors = 100
 )
 
+// sink is the way to a client: a WebSocket, or the response to a request for Server-Sent Events.
+type sink interface {
+	// writeText sends p[headerRoom:], frames one a line, and may use the room before them. It waits as long as the
+	// client takes bytes at all: only a whole timeout without progress is an error (errStalled). One call at a time.
+	writeText(p []byte, timeout time.Duration) error
+	// close says goodbye and closes; closeNow closes. Both may be called at any time, from any goroutine.
+	close(c wire.CloseCode)
+	closeNow()
+}
+
 // session is one client connection. Its reader is the HTTP handler's goroutine; its writer, the flusher, is a
 // goroutine that exists only while there is something to write.
 type session struct {
 	b    *Broadcaster
 	id   string
-	sock *socket
+	sink sink
 
 	mu       sync.Mutex
 	drained  sync.Cond                // on mu: control was taken, or the session closed
@@ -39,25 +49,30 @@ type session struct {
 	errors   int
 }
 
-func newSession(b *Broadcaster, sock *socket) *session {
-	s := &session{b: b, id: newID(), sock: sock, subs: make(map[string]*subscription)}
+func newSession(b *Broadcaster, to sink) *session {
+	s := &session{b: b, id: newID(), sink: to, subs: make(map[string]*subscription)}
 	s.drained.L = &s.mu
 	return s
 }
 
-// serve reads the client's requests until the connection ends.
-func (s *session) serve(ctx context.Context) {
-	defer s.end()
+// hello sends the first frame.
+func (s *session) hello() {
 	s.send(func(p []byte) []byte {
 		return wire.AppendHello(p, s.b.cfg.Node, s.id, s.b.Epoch(), s.b.cfg.Heartbeat.Milliseconds())
 	})
+}
+
+// serve reads the requests of a WebSocket client until the connection ends.
+func (s *session) serve(ctx context.Context, ws *websocket.Conn) {
+	defer s.end()
+	s.hello()
 	for {
-		typ, message, err := s.sock.ws.Read(ctx)
+		typ, message, err := ws.Read(ctx)
 		if err != nil {
 			return // coder/websocket has answered an oversized message with 1009 itself
 		}
 		if typ != websocket.MessageText {
-			s.sock.close(wire.CloseBinary)
+			s.sink.close(wire.CloseBinary)
 			return
 		}
 		for line := range wire.Lines(message) {
@@ -70,7 +85,20 @@ func (s *session) serve(ctx context.Context) {
 
 // handle answers one request. False ends the connection.
 func (s *session) handle(line []byte) bool {
-	req, err := wire.ParseRequest(line)
+	if !s.answer(wire.ParseRequest(line)) {
+		return false
+	}
+	// A client that asks without reading the answers waits here, in its own read loop.
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for len(s.control) > maxControl && !s.closed {
+		s.drained.Wait()
+	}
+	return !s.closed
+}
+
+// answer does what a request asks for, or refuses it. False ends the connection.
+func (s *session) answer(req wire.Request, err error) bool {
 	if err == nil {
 		err = s.do(req)
 	}
@@ -82,17 +110,11 @@ func (s *session) handle(line []byte) bool {
 		s.b.metrics.refused.WithLabelValues(refusal.Code).Inc()
 		s.send(func(p []byte) []byte { return wire.AppendError(p, req.ID, refusal) })
 		if s.errors++; s.errors >= maxErrors {
-			s.sock.close(wire.CloseTooManyErrors)
+			s.sink.close(wire.CloseTooManyErrors)
 			return false
 		}
 	}
-	// A client that asks without reading the answers waits here, in its own read loop.
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for len(s.control) > maxControl && !s.closed {
-		s.drained.Wait()
-	}
-	return !s.closed
+	return true
 }
 
 func (s *session) do(req wire.Request) error {
@@ -165,11 +187,11 @@ func (s *session) flush() {
 			return
 		}
 		s.mu.Unlock()
-		if err := s.sock.writeText(p, s.b.cfg.WriteTimeout); err != nil {
+		if err := s.sink.writeText(p, s.b.cfg.WriteTimeout); err != nil {
 			if errors.Is(err, errStalled) {
 				s.b.metrics.stalled.Inc()
 			}
-			s.sock.closeNow() // the reader notices and ends the session
+			s.sink.closeNow() // the reader notices and ends the session
 			s.mu.Lock()
 			s.flushing = false
 			s.mu.Unlock()
@@ -236,6 +258,6 @@ func (s *session) close() {
 // end removes the session. Called once, by its reader.
 func (s *session) end() {
 	s.close()
-	s.sock.closeNow()
+	s.sink.closeNow()
 	s.b.removeSession(s)
 }

@@ -66,8 +66,7 @@ func (h *hijackCapture) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 	return conn, rw, err
 }
 
-// writeText sends p[headerRoom:] as one text message. It waits as long as the client takes bytes at all: only a
-// whole timeout without progress is an error (errStalled).
+// writeText sends p[headerRoom:] as one text message.
 func (s *socket) writeText(p []byte, timeout time.Duration) error {
 	n := len(p) - headerRoom
 	var start int

@@ -3,7 +3,6 @@ package broadcaster
 import (
 	"context"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/commitcast/commitcast/stream"
@@ -21,43 +20,25 @@ const topicLinger = 30 * time.Second
 type topic struct {
 	name      string
 	partition int
-	log       sharedLog
 
-	mu        sync.Mutex
-	subs      []*subscription
-	channel   stream.Channel // of the epoch that the topic is in
-	confirmed bool           // the channel is live
-	want      atomic.Int64   // the newest offset known to exist in this epoch; written under mu
-	healing   bool
-	emptyAt   time.Time // when the last subscriber left; zero while there are any
+	mu sync.Mutex
+	feed
+	subs    []*subscription
+	emptyAt time.Time // when the last subscriber left; zero while there are any
 }
 
 // head is the newest offset known to exist.
-func (t *topic) head() int64 {
-	return t.want.Load()
-}
+func (t *topic) head() int64 { return t.want.Load() }
 
-// observe raises the newest offset known to exist, in one epoch.
-func (t *topic) observe(epoch string, head int64) {
-	t.mu.Lock()
-	if t.channel.Epoch == epoch && head > t.want.Load() {
-		t.want.Store(head)
-	}
-	t.mu.Unlock()
-}
-
-// lags reports whether the log lacks events that are known to exist.
-func (t *topic) lags() bool {
+// behind reports whether subscribers miss events that are known to exist.
+func (t *topic) behind() bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	epoch, last := t.log.position()
-	return len(t.subs) > 0 && epoch == t.channel.Epoch && last < t.want.Load()
+	return len(t.subs) > 0 && t.lags()
 }
 
-// wakeAll tells every subscriber that the log has grown or moved.
-func (t *topic) wakeAll() {
-	t.mu.Lock()
-	defer t.mu.Unlock()
+// wakeLocked tells every subscriber that the log has grown or moved.
+func (t *topic) wakeLocked() {
 	for _, sub := range t.subs {
 		sub.s.wake(sub)
 	}
@@ -137,14 +118,11 @@ func (b hears) Confirmed(ch stream.Channel) {
 		return
 	}
 	t.mu.Lock()
-	ok := t.channel == ch
-	if ok {
-		t.confirmed = true
-	}
+	live := t.confirm(ch)
 	t.mu.Unlock()
-	if ok {
+	if live {
 		b.joiner.kick()
-		b.heads.check(t) // what was published while nobody listened
+		b.heads.kick()
 	}
 }
 
@@ -155,11 +133,12 @@ func (b hears) Deliver(r stream.Run) {
 		return
 	}
 	b.metrics.runs.Inc()
-	grew, gap := t.log.append(r)
-	t.observe(r.Epoch, r.Last())
+	t.mu.Lock()
+	grew, gap := t.hear(r)
 	if grew {
-		t.wakeAll()
+		t.wakeLocked()
 	}
+	t.mu.Unlock()
 	if gap {
 		b.metrics.gaps.Inc()
 		b.heal(t)
@@ -176,7 +155,7 @@ func (b hears) Down(err error) {
 	b.mu.RLock()
 	for _, t := range b.topics {
 		t.mu.Lock()
-		t.confirmed = false
+		t.down()
 		t.mu.Unlock()
 	}
 	b.mu.RUnlock()
@@ -188,47 +167,33 @@ func (b hears) Down(err error) {
 func (b *Broadcaster) heal(t *topic) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if t.healing {
+	if len(t.subs) == 0 || !t.startHeal() {
 		return
 	}
-	t.healing = true
 	b.spawn(func(ctx context.Context) { // ends when the log is whole, or cannot be made so now
 		for b.healOnce(ctx, t) {
 		}
-		t.mu.Lock()
-		t.healing = false
-		t.mu.Unlock()
 	})
 }
 
-// healOnce reads one range. It reports whether to go on at once; when a read fails, the next look at the heads
-// tries again.
+// healOnce reads one range. It reports whether to go on at once.
 func (b *Broadcaster) healOnce(ctx context.Context, t *topic) bool {
 	t.mu.Lock()
-	ch, want := t.channel, t.want.Load()
+	h, ok, moved := t.hole()
+	if moved {
+		t.wakeLocked()
+	}
 	t.mu.Unlock()
-	epoch, last := t.log.position()
-	if epoch != ch.Epoch || last >= want {
+	if !ok {
 		return false
 	}
-	if want-last > int64(b.cfg.LogEvents) {
-		// More than the log can hold: each subscriber replays from its own cursor.
-		t.log.skip(epoch, want+1)
-		t.wakeAll()
-		return false
+	run, err := b.replayer.fetch(ctx, h.channel, h.after)
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	moved, again := t.feed.heal(h, run, err)
+	if moved {
+		b.metrics.healed.Add(float64(len(run.Frames)))
+		t.wakeLocked()
 	}
-	run, err := b.replayer.fetch(ctx, ch, last)
-	if err != nil {
-		return false
-	}
-	if len(run.Frames) == 0 {
-		t.log.skip(epoch, want+1) // trimmed: subscribers find out one by one
-		t.wakeAll()
-		return false
-	}
-	b.metrics.healed.Add(float64(len(run.Frames)))
-	if grew, _ := t.log.append(run); grew {
-		t.wakeAll()
-	}
-	return true
+	return again
 }

@@ -39,7 +39,7 @@ func (r *row) size() int { return len(r.data) + len(r.headers) }
 func encode(e Event) (row, error) {
 	r := row{topic: e.Topic, typ: e.Type, key: e.Key}
 	if !validTopic(e.Topic) {
-		return r, invalidf(`topic "%s" does not match %s`, clip(e.Topic, 144), TopicPattern)
+		return r, badTopic(e.Topic)
 	}
 	if n := len(e.Type); n < 1 || n > MaxLabelLen {
 		return r, invalidf("type must have 1 to %d bytes, not %d", MaxLabelLen, n)
@@ -125,6 +125,10 @@ func validTopic(name string) bool {
 		}
 	}
 	return true
+}
+
+func badTopic(name string) error {
+	return invalidf(`topic "%s" does not match %s`, clip(name, 144), TopicPattern)
 }
 
 func validText(s string) bool { return utf8.ValidString(s) && strings.IndexByte(s, 0) < 0 }

@@ -40,6 +40,39 @@ const (
 	maxEpochWait = 2 * time.Second
 )
 
+// Limits of views, actions and operations.
+const (
+	// HeldPagesFor is how long a snapshot is held open for its pages. It keeps vacuum from removing what died since, so
+	// it is no longer than a client on a bad line needs.
+	HeldPagesFor = 30 * time.Second
+	// MaxHeldPages is how many snapshots one View holds at once: each has a connection of the pool for itself.
+	MaxHeldPages = 8
+	// MaxOperationKey is the longest key of an operation, in bytes: fits every scheme in use, from UUIDs to hashes.
+	MaxOperationKey = 255
+	// MaxAnswer is the largest recorded result, in bytes of JSON text. It is kept for OperationRetention.
+	MaxAnswer = 64 << 10
+	// OperationRetention is how long an operation is remembered: longer than a client may be off and try again.
+	OperationRetention = 24 * time.Hour
+	// maxFingerprint is far more than a hash.
+	maxFingerprint = 128
+	// onceAttempts is how often Once looks up and tries again what became of a COMMIT whose answer was lost.
+	onceAttempts = 6
+	// forgetEvery and forgetBatch bound how operations past their retention are removed: by every so many'th new one on
+	// average, after its commit, so many at once, for at most forgetTimeout. More than come in, so the table is bounded.
+	forgetEvery   = 64
+	forgetBatch   = 512
+	forgetTimeout = 2 * time.Second
+	// maxEventHeader is how many event ids an answer's header names at most: about 2 KB of header.
+	maxEventHeader = 128
+	// maxRequestBody and requestTimeout are the defaults of an Action and a View.
+	maxRequestBody = 64 << 10
+	requestTimeout = 10 * time.Second
+	// retryAfter is what clients are told with a 503. They add jitter of their own.
+	retryAfter = time.Second
+	// digestSettle is how long a digest waits for pending events to be sequenced: some sweeps of the worker.
+	digestSettle = 250 * time.Millisecond
+)
+
 // Times of the wake-up.
 const (
 	// WakeIdle is how long the connection for wake-ups stays open without use. Long enough for a steady trickle of

@@ -48,40 +48,50 @@ func Snapshot(ctx context.Context, db Beginner, topics []string, read func(tx pg
 	}
 	for _, topic := range topics {
 		if !validTopic(topic) {
-			return nil, invalidf(`topic "%s" does not match %s`, clip(topic, 144), TopicPattern)
+			return nil, badTopic(topic)
 		}
 	}
+	var positions []Position
+	err := waitEpoch(ctx, func() (err error) {
+		positions, err = snapshot(ctx, db, topics, read)
+		return err
+	})
+	return positions, err
+}
+
+// waitEpoch calls attempt again while that fails with ErrEpochPending, for up to maxEpochWait.
+func waitEpoch(ctx context.Context, attempt func() error) error {
 	deadline := time.Now().Add(maxEpochWait)
 	for wait := 5 * time.Millisecond; ; wait = min(2*wait, 100*time.Millisecond) {
-		positions, again, err := snapshot(ctx, db, topics, read)
-		if !again || time.Now().After(deadline) {
-			return positions, err
+		err := attempt()
+		if !errors.Is(err, ErrEpochPending) || time.Now().After(deadline) {
+			return err
 		}
 		select {
 		case <-time.After(wait/2 + rand.N(wait)):
 		case <-ctx.Done():
-			return nil, fmt.Errorf("outbox: snapshot: %w (waiting: %w)", ctx.Err(), err)
+			return fmt.Errorf("outbox: snapshot: %w (waiting: %w)", ctx.Err(), err)
 		}
 	}
 }
 
-// snapshot is one attempt. again is true if it failed with ErrEpochPending, before read was called.
-func snapshot(ctx context.Context, db Beginner, topics []string, read func(tx pgx.Tx) error) (_ []Position, again bool, _ error) {
+// snapshot is one attempt. If it fails with ErrEpochPending, read was not called.
+func snapshot(ctx context.Context, db Beginner, topics []string, read func(tx pgx.Tx) error) ([]Position, error) {
 	tx, err := db.BeginTx(ctx, pgx.TxOptions{IsoLevel: pgx.RepeatableRead, AccessMode: pgx.ReadOnly})
 	if err != nil {
-		return nil, false, fmt.Errorf("outbox: snapshot: beginning the transaction: %w", err)
+		return nil, fmt.Errorf("outbox: snapshot: beginning the transaction: %w", err)
 	}
 	defer rollback(ctx, tx) // nothing to commit
 	positions, err := readPositions(ctx, tx, topics)
 	if err != nil {
-		return nil, errors.Is(err, ErrEpochPending), err
+		return nil, err
 	}
 	if read != nil {
 		if err := read(tx); err != nil {
-			return nil, false, err
+			return nil, err
 		}
 	}
-	return positions, false, nil
+	return positions, nil
 }
 
 func readPositions(ctx context.Context, tx pgx.Tx, topics []string) ([]Position, error) {
@@ -92,28 +102,9 @@ func readPositions(ctx context.Context, tx pgx.Tx, topics []string) ([]Position,
 	defer rows.Close()
 	positions := make([]Position, 0, len(topics))
 	for rows.Next() {
-		var epoch, headEpoch *string
-		var head *int64
-		var tooMany bool
-		var unborn *bool
-		p := Position{Topic: topics[len(positions)], Pending: []int64{}}
-		var ids []int64
-		if err := rows.Scan(&epoch, &head, &headEpoch, &ids, &tooMany, &unborn); err != nil {
-			return nil, fmt.Errorf("outbox: snapshot: reading positions: %w", err)
-		}
-		switch {
-		case tooMany:
-			return nil, fmt.Errorf("outbox: snapshot: topic %s: %w", p.Topic, ErrTooManyPending)
-		case epoch == nil || unborn != nil && *unborn:
-			return nil, fmt.Errorf("outbox: snapshot: topic %s: %w", p.Topic, ErrEpochPending)
-		}
-		p.Epoch = *epoch
-		if head == nil {
-			head, headEpoch = new(int64), epoch
-		}
-		p.Cursor = *headEpoch + ":" + strconv.FormatInt(*head, 10)
-		if ids != nil {
-			p.Pending = ids
+		p, err := scanPosition(rows, topics[len(positions)])
+		if err != nil {
+			return nil, err
 		}
 		positions = append(positions, p)
 	}
@@ -121,4 +112,32 @@ func readPositions(ctx context.Context, tx pgx.Tx, topics []string) ([]Position,
 		return nil, fmt.Errorf("outbox: snapshot: reading positions: %w", err)
 	}
 	return positions, nil
+}
+
+// scanPosition reads a row of snapshotSQL, and further columns of it.
+func scanPosition(rows pgx.Rows, topic string, more ...any) (Position, error) {
+	var epoch, headEpoch *string
+	var head *int64
+	var ids []int64
+	var tooMany bool
+	var unborn *bool
+	p := Position{Topic: topic, Pending: []int64{}}
+	if err := rows.Scan(append([]any{&epoch, &head, &headEpoch, &ids, &tooMany, &unborn}, more...)...); err != nil {
+		return p, fmt.Errorf("outbox: snapshot: reading positions: %w", err)
+	}
+	switch {
+	case tooMany:
+		return p, fmt.Errorf("outbox: snapshot: topic %s: %w", topic, ErrTooManyPending)
+	case epoch == nil || unborn != nil && *unborn:
+		return p, fmt.Errorf("outbox: snapshot: topic %s: %w", topic, ErrEpochPending)
+	}
+	p.Epoch = *epoch
+	if head == nil {
+		head, headEpoch = new(int64), epoch
+	}
+	p.Cursor = *headEpoch + ":" + strconv.FormatInt(*head, 10)
+	if ids != nil {
+		p.Pending = ids
+	}
+	return p, nil
 }

@@ -87,6 +87,7 @@ type waker struct {
 	pending   uint32        // partitions to be announced
 	sending   chan struct{} // closed when the goroutine ends; nil: there is none
 	notBefore time.Time     // of the next wake-up
+	takes     time.Duration // a wake-up, as a moving average: a single slow one must not hold up the next
 	failed    bool          // the last one failed: until notBefore nothing is taken
 	idle      *time.Timer   // closes the connection
 	conn      *pgx.Conn     // while sending, the goroutine's
@@ -142,7 +143,8 @@ func (w *waker) send() {
 			w.pending = 0
 			w.notBefore = end.Add(wakeBackoff)
 		} else {
-			w.notBefore = end.Add(min(max(wakeSpacing, wakeDuty*end.Sub(start)), wakeMaxSpacing))
+			w.takes += (end.Sub(start) - w.takes) / 8
+			w.notBefore = end.Add(min(max(wakeSpacing, wakeDuty*w.takes), wakeMaxSpacing))
 		}
 		w.mu.Unlock()
 	}

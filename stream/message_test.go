@@ -138,6 +138,34 @@ func FuzzReadPush(f *testing.F) {
 	})
 }
 
+// FuzzReplies: whatever the scripts are made to answer, an answer is one that the contract knows or an error, and a
+// range holds frames only.
+func FuzzReplies(f *testing.F) {
+	for _, s := range []string{"A\x001", "D\x009007199254740992", "G\x00-1", "G\x00x", "A\x001\x002", "", "X\x001", "{}\x00\n\x00{}", "A\x00+1"} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, in string) {
+		reply := strings.Split(in, "\x00")
+		switch a := decodeAnswer(reply); {
+		case a.Err != nil && a.Outcome == 0 && a.Next == 0:
+		case a.Err == nil && a.Outcome >= Appended && a.Outcome <= Gap && a.Next >= 1 && a.Next <= wire.MaxInteger+1:
+		default:
+			t.Fatalf("%q was read as %+v", reply, a)
+		}
+		frames := decodeRange(reply)
+		for i, frame := range frames {
+			if string(frame) != reply[i] || len(frame) == 0 || bytes.IndexByte(frame, '\n') >= 0 {
+				t.Fatalf("frame %d of %q is %q", i, reply, frame)
+			}
+		}
+		if len(frames) < len(reply) && len(frames) < MaxRangeFrames {
+			if bad := reply[len(frames)]; bad != "" && len(bad) <= MaxFrameBytes && !strings.Contains(bad, "\n") {
+				t.Fatalf("%q was left out", bad)
+			}
+		}
+	})
+}
+
 func TestCommands(t *testing.T) {
 	got := string(appendCommand(nil, "SSUBSCRIBE", "a\r\nb", ""))
 	if want := "*3\r\n$10\r\nSSUBSCRIBE\r\n$4\r\na\r\nb\r\n$0\r\n\r\n"; got != want {

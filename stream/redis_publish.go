@@ -6,9 +6,12 @@ import (
 	"errors"
 	"fmt"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/redis/go-redis/v9"
+
+	"github.com/commitcast/commitcast/wire"
 )
 
 //go:embed publish.lua
@@ -132,13 +135,19 @@ func answerOf(cmd *redis.Cmd) Answer {
 	if err != nil {
 		return Answer{Err: fmt.Errorf("publish to redis: %w", err)}
 	}
+	return decodeAnswer(reply)
+}
+
+// decodeAnswer reads the reply of publish.lua: an outcome, and the offset that the stream would take next.
+func decodeAnswer(reply []string) Answer {
 	if len(reply) == 2 {
 		outcome := map[string]Outcome{"A": Appended, "D": Duplicate, "G": Gap}[reply[0]]
-		if next, err := strconv.ParseInt(reply[1], 10, 64); err == nil && outcome != 0 {
+		next, err := strconv.ParseInt(reply[1], 10, 64)
+		if err == nil && outcome != 0 && next >= 1 && next <= wire.MaxInteger+1 {
 			return Answer{Outcome: outcome, Next: next}
 		}
 	}
-	return Answer{Err: fmt.Errorf("publish to redis: the script answered %q", reply)}
+	return Answer{Err: fmt.Errorf("publish to redis: the script answered %.200q", reply)}
 }
 
 // Range implements [Stream].
@@ -155,11 +164,22 @@ func (r *Redis) Range(ctx context.Context, ch Channel, after int64) (Run, error)
 	if err != nil && !errors.Is(err, redis.Nil) {
 		return run, unavailable("read a range from redis", err)
 	}
-	if len(frames) > 0 {
-		run.Frames = make([][]byte, len(frames))
-		for i, f := range frames {
-			run.Frames[i] = []byte(f)
-		}
-	}
+	run.Frames = decodeRange(frames)
 	return run, nil
+}
+
+// decodeRange reads the reply of range.lua. It ends before the first entry that is no frame of ours, as if the Stream
+// did not hold it: whoever wrote it there, it must not reach a subscriber.
+func decodeRange(reply []string) [][]byte {
+	if len(reply) == 0 {
+		return nil
+	}
+	frames := make([][]byte, 0, min(len(reply), MaxRangeFrames))
+	for _, f := range reply[:min(len(reply), MaxRangeFrames)] {
+		if len(f) == 0 || len(f) > MaxFrameBytes || strings.IndexByte(f, '\n') >= 0 {
+			break
+		}
+		frames = append(frames, []byte(f))
+	}
+	return frames
 }

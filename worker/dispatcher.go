@@ -24,7 +24,7 @@ var (
 const (
 	// sweepBusy and sweepIdle are the times between two looks at the outbox, while there was work lately and
 	// otherwise. They bound what a lost wake-up costs.
-	sweepBusy = 20 * time.Millisecond
+	sweepBusy = 5 * time.Millisecond
 	sweepIdle = 50 * time.Millisecond
 	// sweepGap is the least time between two sweeps, however many wake-ups come. It is longer than fetchCooldown,
 	// within which River would send no second notification.
@@ -113,11 +113,13 @@ type order struct {
 // sweep looks once, and orders what is missing.
 func (d *dispatcher) sweep(ctx context.Context) error {
 	now := time.Now()
-	rows, err := d.w.pool.Query(ctx, sweepSQL, d.w.hub.lookedAfter(now))
+	rows, err := d.w.pool.Query(ctx, sweepSQL)
 	if err != nil {
 		return fmt.Errorf("sweeping: %w", err)
 	}
+	own := d.w.hub.lookedAfter(now)
 	var found [wire.Partitions]bool
+	var busy bool
 	var suspects []int16
 	var lag int64
 	var id int16
@@ -125,6 +127,13 @@ func (d *dispatcher) sweep(ctx context.Context) error {
 	_, err = pgx.ForEachRow(rows, []any{&id, &s.term, &s.seq, &s.published, &s.waiting}, func() error {
 		if id < 0 || id >= wire.Partitions {
 			return fmt.Errorf("partition %d does not exist", id)
+		}
+		busy = true
+		if own&(1<<id) != 0 {
+			if s.waiting {
+				d.w.hub.overlooked(id, time.Now())
+			}
+			return nil
 		}
 		found[id] = true
 		lag += s.seq - s.published
@@ -137,10 +146,11 @@ func (d *dispatcher) sweep(ctx context.Context) error {
 		return fmt.Errorf("sweeping: %w", err)
 	}
 	d.w.metrics.backlog.Set(float64(lag))
+	if busy {
+		d.busyUntil = now.Add(busyFor)
+	}
 	for p := range d.parts {
-		if found[p] {
-			d.busyUntil = now.Add(busyFor)
-		} else {
+		if !found[p] {
 			d.parts[p].clear()
 		}
 	}

@@ -15,8 +15,12 @@ import (
 )
 
 const (
-	// sweepEvery is how often an idle drain looks for events that nobody announced. It is also its sign of life.
-	sweepEvery = 20 * time.Millisecond
+	// pingEvery is how often an idle drain asks Postgres something. It is its sign of life, well within silentAfter and
+	// ownerIdle, and finds what neither a wake-up nor a sweep of the dispatcher has told.
+	pingEvery = 250 * time.Millisecond
+	// slotWait is how long a drain waits for its turn to go to Postgres, at most: a partition whose lock is held by a
+	// stranger must not stop the others.
+	slotWait = 20 * time.Millisecond
 	// reportEvery is how often, at most, the watermark goes along with a batch; reportAfter is when it goes alone.
 	reportEvery = 25 * time.Millisecond
 	reportAfter = 100 * time.Millisecond
@@ -41,6 +45,7 @@ type drain struct {
 	term      int64
 	wake      chan struct{}
 	inTouch   atomic.Int64 // UnixNano of the last answer from Postgres
+	asked     atomic.Int64 // UnixNano of the last question to it; 0 while one is under way or about to be
 
 	own  *owner
 	pub  *publisher
@@ -55,7 +60,8 @@ type drain struct {
 	done       int64            // published in this epoch, as the publisher last said
 	readable   bool             // the publisher takes batches
 	lastWork   time.Time        // something was sequenced, read or confirmed
-	lastRound  time.Time        // Postgres was asked
+	lastAsked  time.Time        // Postgres was asked
+	lastRound  time.Time        // it had answered
 	lastReport time.Time        // the watermark went along
 }
 
@@ -141,7 +147,7 @@ func (d *drain) beginOn(own *owner) (began bool, err error) {
 	}
 	p := own.conn.StartPipeline(context.Background())
 	own.sendBegin(p, d.partition, d.term)
-	own.sendSequence(p, d.partition, d.term, d.w.cfg.Batch, "", 0)
+	own.sendSequence(p, d.partition, d.term, d.w.cfg.Batch, report{})
 	err = p.Flush()
 	if err == nil {
 		err = nextResult(p, func(v [][]byte) error {
@@ -213,10 +219,12 @@ func (d *drain) loop(ctx context.Context) (why string, err error) {
 		full := batch > 0 && d.at.sequenced == batch
 		read := d.at.epoch != "" && d.readable && d.pub.ready() && (woken || full || d.cursor < d.at.seq)
 		alone := d.done > d.at.published && now.Sub(d.lastWork) >= reportAfter
-		sweep := now.Sub(d.lastRound) >= sweepEvery
-		if woken || full || alone || sweep || read {
-			report := full || alone || now.Sub(d.lastReport) >= reportEvery && (woken || read)
-			more, err := d.round(batch, report, read)
+		ping := now.Sub(d.lastRound) >= pingEvery
+		if woken || full || alone || ping || read {
+			free := d.slot()
+			tell := full || alone || now.Sub(d.lastReport) >= reportEvery && (woken || read)
+			more, err := d.round(batch, tell, read)
+			free()
 			woken = false
 			if err != nil {
 				if failures++; failures > maxSQLFailures || !d.recoverFrom(ctx, err, failures) {
@@ -241,7 +249,13 @@ func (d *drain) loop(ctx context.Context) (why string, err error) {
 		case d.pub.panicked.Load() != nil:
 			return "", *d.pub.panicked.Load()
 		case d.at.seq == d.at.published && now.Sub(d.lastWork) >= d.w.cfg.Linger:
-			return endIdle, nil
+			// Sweeps need not step over what this drain took out of the outbox.
+			free := d.slot()
+			more, err := d.round(batch, true, false)
+			free()
+			if err != nil || !more && d.at.sequenced == 0 {
+				return endIdle, err
+			}
 		case handed.IsZero() && now.After(aged) && stopping != nil:
 			hctx, cancel := context.WithTimeout(ctx, time.Second)
 			err := d.w.handOver(hctx, d.partition, d.term+1)
@@ -255,7 +269,14 @@ func (d *drain) loop(ctx context.Context) (why string, err error) {
 			return endAged, nil
 		}
 
-		timer.Reset(max(0, sweepEvery-now.Sub(d.lastRound)))
+		wait := pingEvery - now.Sub(d.lastRound)
+		switch {
+		case d.done > d.at.published:
+			wait = min(wait, reportAfter-now.Sub(d.lastWork))
+		case d.at.seq == d.at.published:
+			wait = min(wait, d.w.cfg.Linger-now.Sub(d.lastWork))
+		}
+		timer.Reset(max(0, wait))
 		select {
 		case <-d.wake:
 			woken = true
@@ -267,6 +288,25 @@ func (d *drain) loop(ctx context.Context) (why string, err error) {
 			return "", context.Cause(ctx)
 		}
 	}
+}
+
+// slot waits for this drain's turn to go to Postgres and returns what ends it. Few rounds at once, each with more
+// events, cost the database less than many at once, and it has the writers to serve as well; without load nobody waits.
+func (d *drain) slot() (free func()) {
+	d.asked.Store(0)
+	noted := func() { d.asked.Store(d.lastAsked.UnixNano()) }
+	select {
+	case d.w.slots <- struct{}{}:
+	default:
+		timer := time.NewTimer(slotWait)
+		defer timer.Stop()
+		select {
+		case d.w.slots <- struct{}{}:
+		case <-timer.C:
+			return noted
+		}
+	}
+	return func() { noted(); <-d.w.slots }
 }
 
 // settled: everything that was sequenced has been offered once, or cannot be now.
@@ -287,19 +327,20 @@ func (d *drain) follow(prog progress) {
 	d.readable = d.gen > prog.dead && !prog.down
 }
 
-// round sequences a batch and, if read is set, reads what there is and hands it to the publisher: one round trip. More
-// says that another round would find work.
-func (d *drain) round(batch int, report, read bool) (more bool, err error) {
+// round sequences a batch and, if read is set, reads what there is and hands it to the publisher: one round trip. With
+// tell it says how far publishing is, and the horizon. More says that another round would find work.
+func (d *drain) round(batch int, tell, read bool) (more bool, err error) {
 	start := time.Now()
-	epoch, done := "", int64(0)
-	if report {
-		epoch, done = d.at.epoch, d.done
+	d.lastAsked = start
+	var told report
+	if tell {
+		told = report{d.at.epoch, d.done, d.w.horizon.in(d.at.epoch)}
 	}
 	if err := d.own.deadline(roundTimeout); err != nil {
 		return false, err
 	}
 	p := d.own.conn.StartPipeline(context.Background())
-	d.own.sendSequence(p, d.partition, d.term, batch, epoch, done)
+	d.own.sendSequence(p, d.partition, d.term, batch, told)
 	if read {
 		d.own.sendRead(p, d.partition, d.cursor, d.since, d.limit, readBytes)
 		d.rows.reset()
@@ -326,7 +367,7 @@ func (d *drain) round(batch int, report, read bool) (more bool, err error) {
 		d.w.metrics.sequenced.Add(float64(d.at.sequenced))
 		d.w.metrics.sequence.Observe(now.Sub(start).Seconds())
 	}
-	if report || d.at.published != before.published {
+	if tell || d.at.published != before.published {
 		d.lastReport = now
 	}
 	if d.at.epoch != before.epoch {

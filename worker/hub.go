@@ -50,6 +50,18 @@ func (h *hub) leave(d *drain) {
 	h.hint(int(d.partition))
 }
 
+// busy reports whether there is a drain here.
+func (h *hub) busy() bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for _, d := range h.drains {
+		if d != nil {
+			return true
+		}
+	}
+	return false
+}
+
 // wake says that partition p may have new events.
 func (h *hub) wake(p int) {
 	h.mu.Lock()
@@ -89,18 +101,31 @@ func (h *hub) ended(partition int16, why string, err error) {
 	f.n++
 }
 
-// lookedAfter lists the partitions for which this process orders no drain: those with a drain here that was in touch
-// with Postgres lately, and those that failed here lately.
-func (h *hub) lookedAfter(now time.Time) []int16 {
-	own := make([]int16, 0, wire.Partitions)
+// lookedAfter is the set, one bit each, of partitions for which this process orders no drain: those with a drain here
+// that was in touch with Postgres lately, and those that failed here lately.
+func (h *hub) lookedAfter(now time.Time) (set uint32) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	for p, d := range h.drains {
 		if d != nil && now.Sub(time.Unix(0, d.inTouch.Load())) < ownSilence || now.Before(h.failures[p].until) {
-			own = append(own, int16(p))
+			set |= 1 << p
 		}
 	}
-	return own
+	return set
+}
+
+// overlooked wakes the drain of a partition in which a sweep that ended at a time has seen events, unless the drain has
+// looked since, or is about to.
+func (h *hub) overlooked(p int16, swept time.Time) {
+	h.mu.Lock()
+	d := h.drains[p]
+	h.mu.Unlock()
+	if d == nil {
+		return
+	}
+	if asked := d.asked.Load(); asked != 0 && asked < swept.UnixNano() {
+		signal(d.wake)
+	}
 }
 
 // signal leaves a token in ch unless there is one.

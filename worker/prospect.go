@@ -15,7 +15,8 @@ const (
 	stallAfter = 2 * time.Second
 	// ownerCheck is the time between two looks at an owner that lives but makes no progress.
 	ownerCheck = 100 * time.Millisecond
-	// silentAfter is for how long Postgres waits for an owner that works, at most: it asks something every 20 ms.
+	// silentAfter is for how long Postgres waits for an owner that works, at most: it asks something
+	// every pingEvery.
 	silentAfter = time.Second
 	// patienceMost caps both.
 	patienceMost = 30 * time.Second

@@ -7,7 +7,7 @@ import (
 	"github.com/riverqueue/river/rivertype"
 )
 
-// clock drives a prospect as the dispatcher does, one sweep every 20 ms.
+// clock drives a prospect as the dispatcher does, one sweep every sweepBusy.
 type clock struct {
 	now       time.Time
 	p         prospect
@@ -55,12 +55,13 @@ func TestProspectOrdersAtOnceWhereNobodyOwns(t *testing.T) {
 
 func TestProspectTakesOverWhatWasLost(t *testing.T) {
 	c := newClock()
-	for i := range int64(10) {
+	last := int64(2 * ownerCheck / sweepBusy) // the owner was looked at, and is due to be again
+	for i := range last + 1 {
 		if term, _ := c.sweep(sight{term: 7, seq: 5 + i, published: i, waiting: true}, livingOwner{term: 7, silent: seconds(0)}); term != 0 {
 			t.Fatalf("ordered term %d past an owner that makes progress", term)
 		}
 	}
-	if term, why := c.sweep(sight{term: 7, seq: 14, published: 9, waiting: true}, livingOwner{}); term != 8 || why != "lost" {
+	if term, why := c.sweep(sight{term: 7, seq: 5 + last, published: last, waiting: true}, livingOwner{}); term != 8 || why != "lost" {
 		t.Errorf("one sweep after the loss: term %d, %q", term, why)
 	}
 }

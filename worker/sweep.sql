@@ -1,10 +1,9 @@
--- Called by: the dispatcher, every 20 to 50 ms. Locks: none.
--- Partitions with unsequenced or unpublished events, but for those ($1) that this process drains
--- itself or leaves to others. The scalar
--- subquery keeps its ORDER BY, unlike an EXISTS, and so is answered by the outbox's primary key.
+-- Called by: the dispatcher, every 5 to 50 ms. Locks: none.
+-- Partitions with unsequenced or unpublished events. The scalar subquery keeps its ORDER BY, unlike an EXISTS, and so is
+-- answered by the outbox's primary key.
 SELECT p.id, p.term, p.seq, p.published, o.id IS NOT NULL AS waiting
 FROM commitcast.partition p
 CROSS JOIN LATERAL (
     SELECT (SELECT o.id FROM commitcast.outbox o WHERE o.partition = p.id AND o.id > p.floor ORDER BY o.id LIMIT 1)
 ) AS o(id)
-WHERE p.id <> ALL ($1::smallint[]) AND (p.published < p.seq OR o.id IS NOT NULL)
+WHERE p.published < p.seq OR o.id IS NOT NULL

@@ -41,6 +41,17 @@ type Config struct {
 	// MaxAge is how long a drain runs before it hands its partition to a fresh job. Default 60 s. It bounds how long
 	// a job row says "running", and lets partitions spread over processes that came later.
 	MaxAge time.Duration
+	// RepublishAttempts is how often a topic that the stream refuses is tried before it is a dead letter. Default 16,
+	// about half an hour. Fewer give up on what would have passed; more leave it unsaid for longer that somebody has
+	// to look.
+	RepublishAttempts int
+	// Retention is how long events are kept in the journal, at least 24 h; leaves of a day are dropped as a whole.
+	// Default 7 days; negative keeps them for ever. A client that was away longer is told to reset.
+	Retention time.Duration
+	// RetentionBytes is how large the journal may grow, indexes included, before its oldest leaf is dropped although
+	// Retention would keep it. Default 64 GiB; negative is no limit. Today's and yesterday's leaves stay in any
+	// case, and so does what is not published.
+	RetentionBytes int64
 	// StopTimeout is how long Run waits, once its context has ended, for drains to publish what they have sequenced.
 	// Default 10 s. What is left then is published by another process.
 	StopTimeout time.Duration
@@ -61,6 +72,9 @@ func (c Config) withDefaults() (Config, error) {
 	setDefault(&c.Batch, 1000)
 	setDefault(&c.Linger, time.Second)
 	setDefault(&c.MaxAge, time.Minute)
+	setDefault(&c.RepublishAttempts, republishAttempts)
+	setDefault(&c.Retention, retention)
+	setDefault(&c.RetentionBytes, retentionBytes)
 	setDefault(&c.StopTimeout, 10*time.Second)
 	switch {
 	case len(c.Node) > 60:
@@ -73,6 +87,10 @@ func (c Config) withDefaults() (Config, error) {
 		return c, fmt.Errorf("worker: Linger is %v, less than 10ms", c.Linger)
 	case c.MaxAge < c.Linger:
 		return c, fmt.Errorf("worker: MaxAge is %v, less than Linger", c.MaxAge)
+	case c.RepublishAttempts < 1 || c.RepublishAttempts > 1000:
+		return c, fmt.Errorf("worker: RepublishAttempts is %d, not 1 to 1000", c.RepublishAttempts)
+	case c.Retention > 0 && c.Retention < retentionLeast:
+		return c, fmt.Errorf("worker: Retention is %v, less than %v", c.Retention, retentionLeast)
 	case c.StopTimeout < 0:
 		return c, fmt.Errorf("worker: StopTimeout is negative")
 	}
@@ -93,8 +111,10 @@ type Worker struct {
 	metrics *metrics
 	stream  stream.Stream
 	hub     *hub
+	horizon horizon
 	owners  *ownerPool
 	poolCfg *pgxpool.Config
+	slots   chan struct{} // rounds of drains that run at once
 	started atomic.Bool
 	running atomic.Bool
 	dbUp    atomic.Bool
@@ -110,6 +130,10 @@ type Worker struct {
 // backfills. Owners and listeners have connections of their own.
 const poolConns = 8
 
+// roundsAtOnce is how many drains of a process talk to Postgres at once: enough to hide its answers' way, few enough that
+// each finds more than one event when many partitions are busy.
+const roundsAtOnce = 4
+
 // New prepares a Worker for the database that pool leads to. Only the pool's settings are used: the worker opens
 // connections of its own, since River's needs would otherwise compete with the caller's. Nothing is opened before
 // Run. The stream stays the caller's to close, after Run has returned.
@@ -124,7 +148,7 @@ func New(pool *pgxpool.Pool, s stream.Stream, cfg Config) (*Worker, error) {
 	}
 	w := &Worker{
 		cfg: cfg, log: cfg.Logger, metrics: m, stream: s, hub: newHub(),
-		poolCfg: pool.Config(), stopping: make(chan struct{}),
+		poolCfg: pool.Config(), slots: make(chan struct{}, roundsAtOnce), stopping: make(chan struct{}),
 	}
 	w.dbUp.Store(true)
 	w.owners = &ownerPool{connect: w.connectOwner}
@@ -179,6 +203,7 @@ func (w *Worker) Run(ctx context.Context) error {
 	var watchers, ticker sync.WaitGroup
 	watchers.Go(func() { newDispatcher(w).run(ctx) })
 	watchers.Go(func() { w.listen(ctx) })
+	watchers.Go(func() { w.watchHorizon(ctx) })
 	tickCtx, stopTick := context.WithCancel(bg)
 	ticker.Go(func() { w.tick(tickCtx) })
 
@@ -232,7 +257,7 @@ func (w *Worker) awaitDatabase(ctx context.Context) error {
 	for failures := 0; ; failures++ {
 		actx, cancel := context.WithTimeout(ctx, connectTimeout)
 		var ready bool
-		err := w.pool.QueryRow(actx, `SELECT to_regprocedure('commitcast.sequence(smallint,bigint,integer,text,bigint)') IS NOT NULL
+		err := w.pool.QueryRow(actx, `SELECT to_regprocedure('commitcast.sequence(smallint,bigint,integer,text,bigint,bigint)') IS NOT NULL
 			AND to_regclass('commitcast.river_job') IS NOT NULL`).Scan(&ready)
 		cancel()
 		switch {

@@ -54,7 +54,7 @@ type fleet struct {
 
 // view is the price of one market as a bot sees it.
 type view struct {
-	price, version int64
+	price int64
 }
 
 type temper uint8
@@ -192,14 +192,14 @@ func wander(r *rand.Rand, hidden []float64, dt float64) {
 
 // look puts the prices on the board.
 func (f *fleet) look(ctx context.Context) error {
-	rows, err := f.x.pool.Query(ctx, `SELECT id, price, version FROM demo.market`)
+	rows, err := f.x.pool.Query(ctx, `SELECT id, price FROM demo.market`)
 	if err != nil {
 		return fmt.Errorf("reading prices: %w", err)
 	}
 	views := make([]view, len(seedMarkets))
 	var id string
 	var v view
-	if _, err = pgx.ForEachRow(rows, []any{&id, &v.price, &v.version}, func() error {
+	if _, err = pgx.ForEachRow(rows, []any{&id, &v.price}, func() error {
 		for m := range seedMarkets {
 			if seedMarkets[m].id == id {
 				views[m] = v
@@ -298,7 +298,7 @@ func (f *fleet) decide(b *bot) (o Order, m int, ok bool) {
 		shares *= 300 * lmsr.Unit / size
 	}
 
-	o = Order{Market: seedMarkets[m].id, Trader: b.id, Side: lmsr.Yes, SeenVersion: seen.version}
+	o = Order{Market: seedMarkets[m].id, Trader: b.id, Side: lmsr.Yes}
 	o.Tolerance = 20_000
 	if b.temper == late {
 		o.Tolerance = 2_000 + b.rand.Int64N(6_000)

@@ -169,7 +169,7 @@ func (p *tab) pageEqualsDatabase(d *liveDemo, after string) {
 		if f.Trader == nil {
 			return fmt.Errorf("the page has no trader")
 		}
-		s, err := d.x.Read(p.t.Context(), marketIDs(), f.Trader.Trader, false)
+		s, err := d.x.Figures(p.t.Context(), f.Trader.Trader)
 		if err != nil {
 			return err
 		}

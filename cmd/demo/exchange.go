@@ -5,6 +5,7 @@ import (
 	_ "embed"
 	"errors"
 	"fmt"
+	"net/http"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
@@ -22,8 +23,6 @@ var (
 	lockTraderSQL string
 	//go:embed sql/read_position.sql
 	readPositionSQL string
-	//go:embed sql/find_trade.sql
-	findTradeSQL string
 	//go:embed sql/record_trade.sql
 	recordTradeSQL string
 )
@@ -69,17 +68,17 @@ func topicOf(market string) string { return "market:" + market }
 
 // Order is what a trader asks for.
 type Order struct {
-	Request string // the author's own id of the order, so that a repeat is recognised; bots leave it empty
-	Market  string
-	Trader  int64
-	Side    lmsr.Side
-	Sell    bool
+	Market string
+	Trader int64
+	Side   lmsr.Side
+	Sell   bool
 	// Amount is the money to spend when buying, the shares to give when selling; in millionths.
 	Amount int64
 	// Seen is the price of the side that the author saw, and Tolerance how far it may have moved against the author.
 	Seen, Tolerance int64
-	// SeenVersion is the version of the market that the author saw. It does not decide; a refusal tells it back.
-	SeenVersion int64
+	// Cursor is where the market's topic stood when the author looked: a price of another history of the database is no
+	// price. Bots, who look at the tables, leave it empty.
+	Cursor string
 }
 
 // Fill is a trade that was made.
@@ -118,11 +117,11 @@ type Quote struct {
 }
 
 // StalePriceError refuses an order because the market has moved past what its author allowed. It wraps an
-// [*outbox.StaleError].
+// [*outbox.StaleError], and the problem that the client is told: the fresh quote beside the fresh state.
 type StalePriceError struct {
 	Order Order
 	Quote Quote
-	stale *outbox.StaleError
+	stale error
 }
 
 func (e *StalePriceError) Error() string {
@@ -130,7 +129,12 @@ func (e *StalePriceError) Error() string {
 		cents(e.Order.Tolerance))
 }
 
-func (e *StalePriceError) Unwrap() error { return e.stale }
+func (e *StalePriceError) Unwrap() []error {
+	return []error{e.stale, &outbox.Problem{
+		Type: problemType + "stale-price", Title: "The market moved", Status: http.StatusConflict, Detail: e.Error(),
+		More: map[string]any{"quote": e.Quote},
+	}}
+}
 
 // cents writes a price as people read it.
 func cents(price int64) string { return fmt.Sprintf("%.1f¢", float64(price)/(lmsr.Unit/100)) }
@@ -142,57 +146,56 @@ func sideName(s lmsr.Side) string {
 	return "no"
 }
 
-// Trade carries out an order, or refuses it: decision, trade and event are one transaction. The decision is made on
-// the market row, locked, so two orders never meet the same price.
-func (x *exchange) Trade(ctx context.Context, o Order) (Fill, error) {
-	var fill Fill
-	err := outbox.Tx(ctx, x.pool, func(tx *outbox.Transaction) error {
-		s, err := x.lock(ctx, tx, o)
-		if err != nil || s.repeat != nil {
-			if s.repeat != nil {
-				fill = *s.repeat
-			}
-			return err
-		}
-		before := s.book.Price(o.Side)
-		shares, cost, after, err := price(s.book, o)
-		if stale := x.checkSeen(o, s, before, shares, cost); stale != nil {
-			return stale
-		}
-		if err != nil {
-			return err
-		}
-		if cost > s.balance {
-			return errNoMoney
-		}
-		held := s.held
-		if o.Side == lmsr.Yes {
-			held.yes += shares
-		} else {
-			held.no += shares
-		}
-		if held.yes < 0 || held.no < 0 {
-			return errNoShares
-		}
-		t := Trade{
-			Version: s.version + 1, Price: after.Price(lmsr.Yes), Yes: after.Yes, No: after.No,
-			Trader: o.Trader, Name: s.name, Bot: s.bot, Side: sideName(o.Side), Shares: shares, Cost: cost,
-		}
-		if _, err := tx.Exec(ctx, recordTradeSQL, pgx.NamedArgs{
-			"market": o.Market, "version": t.Version, "trader": o.Trader, "request": o.Request, "side": t.Side,
-			"shares": shares, "cost": cost, "price": t.Price, "seen": o.Seen, "tolerance": o.Tolerance,
-			"before": before, "after": after.Price(o.Side),
-			"held_yes": held.yes, "held_no": held.no, "spent": held.spent + cost,
-		}); err != nil {
-			return fmt.Errorf("recording a trade: %w", err)
-		}
-		fill = Fill{Market: o.Market, Version: t.Version, Side: t.Side, Shares: shares, Cost: cost, After: after.Price(o.Side)}
-		return tx.Publish(outbox.Event{Topic: topicOf(o.Market), Type: "trade", Key: o.Market, Data: t})
+// Trade carries out an order in a transaction of its own; see trade.
+func (x *exchange) Trade(ctx context.Context, o Order) (fill Fill, err error) {
+	err = outbox.Tx(ctx, x.pool, func(tx *outbox.Transaction) error {
+		fill, err = trade(ctx, tx, o)
+		return err
 	})
+	return fill, err
+}
+
+// trade carries out an order, or refuses it: decision, trade and event are one transaction. The decision is made on the
+// market row, locked, so two orders never meet the same price.
+func trade(ctx context.Context, tx *outbox.Transaction, o Order) (Fill, error) {
+	s, err := lock(ctx, tx, o)
 	if err != nil {
 		return Fill{}, err
 	}
-	return fill, nil
+	before := s.book.Price(o.Side)
+	shares, cost, after, err := price(s.book, o)
+	if stale := checkSeen(ctx, tx, o, s, before, shares, cost); stale != nil {
+		return Fill{}, stale
+	}
+	if err != nil {
+		return Fill{}, err
+	}
+	if cost > s.balance {
+		return Fill{}, errNoMoney
+	}
+	held := s.held
+	if o.Side == lmsr.Yes {
+		held.yes += shares
+	} else {
+		held.no += shares
+	}
+	if held.yes < 0 || held.no < 0 {
+		return Fill{}, errNoShares
+	}
+	t := Trade{
+		Version: s.version + 1, Price: after.Price(lmsr.Yes), Yes: after.Yes, No: after.No,
+		Trader: o.Trader, Name: s.name, Bot: s.bot, Side: sideName(o.Side), Shares: shares, Cost: cost,
+	}
+	if _, err := tx.Exec(ctx, recordTradeSQL, pgx.NamedArgs{
+		"market": o.Market, "version": t.Version, "trader": o.Trader, "side": t.Side,
+		"shares": shares, "cost": cost, "price": t.Price, "seen": o.Seen, "tolerance": o.Tolerance,
+		"before": before, "after": after.Price(o.Side),
+		"held_yes": held.yes, "held_no": held.no, "spent": held.spent + cost,
+	}); err != nil {
+		return Fill{}, fmt.Errorf("recording a trade: %w", err)
+	}
+	fill := Fill{Market: o.Market, Version: t.Version, Side: t.Side, Shares: shares, Cost: cost, After: after.Price(o.Side)}
+	return fill, tx.Publish(outbox.Event{Topic: topicOf(o.Market), Type: "trade", Key: o.Market, Data: t})
 }
 
 // holding is a position in one market.
@@ -206,11 +209,10 @@ type locked struct {
 	bot     bool
 	balance int64
 	held    holding
-	repeat  *Fill // the trade that the same order made before
 }
 
 // lock locks the market and the trader, in this order, and reads what the decision needs, in one round trip.
-func (x *exchange) lock(ctx context.Context, tx pgx.Tx, o Order) (s locked, err error) {
+func lock(ctx context.Context, tx pgx.Tx, o Order) (s locked, err error) {
 	var batch pgx.Batch
 	batch.Queue(lockMarketSQL, o.Market).QueryRow(func(row pgx.Row) error {
 		var price int64
@@ -222,16 +224,6 @@ func (x *exchange) lock(ctx context.Context, tx pgx.Tx, o Order) (s locked, err 
 	batch.Queue(readPositionSQL, o.Trader, o.Market).QueryRow(func(row pgx.Row) error {
 		return wrapNoRows(row.Scan(&s.held.yes, &s.held.no, &s.held.spent), nil)
 	})
-	if o.Request != "" {
-		batch.Queue(findTradeSQL, o.Trader, o.Request).QueryRow(func(row pgx.Row) error {
-			var f Fill
-			err := row.Scan(&f.Market, &f.Version, &f.Side, &f.Shares, &f.Cost, &f.After)
-			if err == nil {
-				s.repeat = &f
-			}
-			return wrapNoRows(err, nil)
-		})
-	}
 	if err := tx.SendBatch(ctx, &batch).Close(); err != nil {
 		return locked{}, fmt.Errorf("locking market and trader: %w", err)
 	}
@@ -259,14 +251,25 @@ func price(k lmsr.Book, o Order) (shares, cost int64, after lmsr.Book, err error
 	return shares, cost, after, err
 }
 
-// checkSeen refuses an order whose author saw a better price than the market's, by more than the tolerance.
-func (x *exchange) checkSeen(o Order, s locked, now, shares, cost int64) error {
-	against := now - o.Seen
-	if o.Sell {
-		against = -against
+// checkSeen refuses an order whose author saw a better price than the market's, by more than the tolerance, or saw it
+// in another history of the database.
+func checkSeen(ctx context.Context, tx pgx.Tx, o Order, s locked, now, shares, cost int64) error {
+	acceptable := func(seen, now int64) bool {
+		if o.Sell {
+			return seen-now <= o.Tolerance
+		}
+		return now-seen <= o.Tolerance
 	}
-	if against <= o.Tolerance {
-		return nil
+	topic := topicOf(o.Market)
+	var err error
+	if o.Cursor == "" {
+		err = outbox.CheckFunc(topic, o.Seen, now, acceptable)
+	} else {
+		err = outbox.Within(ctx, tx, outbox.Guard{Topic: topic, Saw: outbox.Saw{Cursor: o.Cursor}}, o.Seen, now, acceptable)
+	}
+	var stale *outbox.StaleError
+	if !errors.As(err, &stale) {
+		return err
 	}
 	return &StalePriceError{
 		Order: o,
@@ -274,6 +277,6 @@ func (x *exchange) checkSeen(o Order, s locked, now, shares, cost int64) error {
 			Market: o.Market, Version: s.version, Price: s.book.Price(lmsr.Yes), Side: sideName(o.Side), Now: now,
 			Shares: shares, Cost: cost,
 		},
-		stale: &outbox.StaleError{Topic: topicOf(o.Market), Observed: o.SeenVersion, Current: s.version},
+		stale: stale,
 	}
 }

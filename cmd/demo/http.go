@@ -16,10 +16,14 @@ import (
 	"mime"
 	"net/http"
 	"slices"
-	"strings"
+	"strconv"
 	"time"
 
+	"github.com/jackc/pgx/v5"
+
+	"github.com/commitcast/commitcast/client/ts"
 	"github.com/commitcast/commitcast/cmd/demo/lmsr"
+	"github.com/commitcast/commitcast/outbox"
 )
 
 //go:embed web
@@ -35,8 +39,6 @@ const (
 	maxPeople = 5000
 	// personDeposit is what a new trader starts with.
 	personDeposit = 1000 * lmsr.Unit
-	// maxRequestID is the longest id of an order.
-	maxRequestID = 64
 	// cookieName names the cookie that says who trades.
 	cookieName = "commitcast_demo"
 )
@@ -59,6 +61,26 @@ type server struct {
 	tabs     *tabs
 	controls bool // whether the page may break things
 	log      *slog.Logger
+	market   *outbox.View   // of one market, with what the caller holds in it
+	trade    *outbox.Action // of one order
+}
+
+// newServer makes the handlers of what screens follow and do; the rest is functions below.
+func newServer(s server) (*server, error) {
+	var err error
+	if s.market, err = outbox.NewView(s.x.pool, outbox.ViewConfig{
+		Topic: marketTopic, State: s.readMarket, Timeout: requestTimeout, Logger: s.log,
+	}); err != nil {
+		return nil, err
+	}
+	fresh, err := outbox.NewView(s.x.pool, outbox.ViewConfig{Topic: marketTopic, State: s.readFresh, Logger: s.log})
+	if err != nil {
+		return nil, err
+	}
+	s.trade, err = outbox.NewAction(s.x.pool, outbox.ActionConfig{
+		Caller: s.caller, Do: s.doTrade, View: fresh, RequireKey: true, MaxBody: maxBody, Timeout: requestTimeout, Logger: s.log,
+	})
+	return &s, err
 }
 
 // handler is the whole mux: the page, its API, and the broadcaster at /v1/ws, all of one origin.
@@ -69,11 +91,13 @@ func (s *server) handler() http.Handler {
 		panic(err) // the folder is embedded
 	}
 	mux.Handle("GET /", noCache(http.FileServerFS(files)))
+	mux.Handle("GET /commitcast.js", noCache(http.HandlerFunc(getClient)))
 	mux.Handle("POST /api/session", s.api(s.postSession))
 	mux.Handle("GET /api/markets", s.api(s.getMarkets))
+	mux.Handle("GET /api/markets/{id}", s.market.SnapshotHandler())
+	mux.Handle("POST /api/markets/{id}/trades", s.trade)
 	mux.Handle("GET /api/check", s.api(s.getCheck))
 	mux.Handle("GET /api/status", s.api(s.getStatus))
-	mux.Handle("POST /api/trades", s.api(s.postTrade))
 	mux.Handle("POST /api/bots", s.api(s.control(s.postBots)))
 	mux.Handle("POST /api/chaos/cut", s.api(s.control(s.postCut)))
 	mux.Handle("POST /api/chaos/flush", s.api(s.control(s.postFlush)))
@@ -95,6 +119,11 @@ func noCache(next http.Handler) http.Handler {
 		w.Header().Set("Cache-Control", "no-cache")
 		next.ServeHTTP(w, r)
 	})
+}
+
+// getClient serves the TypeScript client, as its package has it.
+func getClient(w http.ResponseWriter, r *http.Request) {
+	http.ServeContent(w, r, "commitcast.js", time.Time{}, bytes.NewReader(ts.JS))
 }
 
 // api turns a function that returns an answer or an error into a handler.
@@ -130,11 +159,11 @@ func (s *server) control(f func(http.ResponseWriter, *http.Request) (any, error)
 }
 
 // decode reads a JSON body: one object, known fields only.
-func decode(w http.ResponseWriter, r *http.Request, into any) error {
+func decode(r *http.Request, into any) error {
 	if media, _, _ := mime.ParseMediaType(r.Header.Get("Content-Type")); media != "application/json" {
 		return newProblem(http.StatusUnsupportedMediaType, "media-type", "JSON only", "send Content-Type: application/json")
 	}
-	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
+	body, err := io.ReadAll(http.MaxBytesReader(nil, r.Body, maxBody))
 	var large *http.MaxBytesError
 	if errors.As(err, &large) {
 		return newProblem(http.StatusRequestEntityTooLarge, "too-large", "The request is too large",
@@ -155,17 +184,25 @@ func decode(w http.ResponseWriter, r *http.Request, into any) error {
 }
 
 // trader is who sent the request: the id behind the cookie. It returns errUnknownTrader if there is none.
-func (s *server) trader(r *http.Request) (id int64, name string, err error) {
+func trader(r *http.Request, db interface {
+	QueryRow(ctx context.Context, sql string, args ...any) pgx.Row
+}) (id int64, name string, err error) {
 	cookie, err := r.Cookie(cookieName)
 	if err != nil {
 		return 0, "", errUnknownTrader
 	}
 	hash := sha256.Sum256([]byte(cookie.Value))
-	err = s.x.pool.QueryRow(r.Context(), `SELECT id, name FROM demo.trader WHERE secret = $1`, hash[:]).Scan(&id, &name)
-	if err != nil {
-		return 0, "", wrapNoRows(err, errUnknownTrader)
+	err = db.QueryRow(r.Context(), `SELECT id, name FROM demo.trader WHERE secret = $1`, hash[:]).Scan(&id, &name)
+	if err = wrapNoRows(err, errUnknownTrader); err != nil && !errors.Is(err, errUnknownTrader) {
+		err = fmt.Errorf("looking up the trader: %w", err)
 	}
-	return id, name, nil
+	return id, name, err
+}
+
+// caller is whose Idempotency-Key it is.
+func (s *server) caller(r *http.Request) (string, error) {
+	id, _, err := trader(r, s.x.pool)
+	return strconv.FormatInt(id, 10), explained(err)
 }
 
 // session is who trades in this browser.
@@ -177,12 +214,12 @@ type session struct {
 
 // postSession returns the browser's trader, and makes one for a new visitor.
 func (s *server) postSession(w http.ResponseWriter, r *http.Request) (any, error) {
-	id, name, err := s.trader(r)
+	id, name, err := trader(r, s.x.pool)
 	if err == nil {
 		return session{id, name, personDeposit}, nil
 	}
 	if !errors.Is(err, errUnknownTrader) {
-		return nil, fmt.Errorf("looking up the trader: %w", err)
+		return nil, err
 	}
 	secret := make([]byte, 24)
 	_, _ = rand.Read(secret) // never fails
@@ -206,99 +243,107 @@ func (s *server) postSession(w http.ResponseWriter, r *http.Request) (any, error
 	return session{id, name, personDeposit}, nil
 }
 
-// getMarkets is the snapshot: markets, the trader's holdings, cursors. ?market= names some of the markets.
-func (s *server) getMarkets(_ http.ResponseWriter, r *http.Request) (any, error) {
-	return s.read(r, true)
+// getMarkets names the markets, in the order in which they are shown. Each is a snapshot of its own.
+func (s *server) getMarkets(http.ResponseWriter, *http.Request) (any, error) { return marketIDs(), nil }
+
+// marketTopic is the topic of the market in the path.
+func marketTopic(r *http.Request) (string, error) {
+	id := r.PathValue("id")
+	if !slices.Contains(marketIDs(), id) {
+		return "", explained(errUnknownMarket)
+	}
+	return topicOf(id), nil
+}
+
+// readMarket is the state of a market as the caller's screen shows it.
+func (s *server) readMarket(r *http.Request, tx pgx.Tx) (any, error) { return s.readOne(r, tx, true) }
+
+// readFresh is the same without the past, which no decision needs.
+func (s *server) readFresh(r *http.Request, tx pgx.Tx) (any, error) { return s.readOne(r, tx, false) }
+
+func (s *server) readOne(r *http.Request, tx pgx.Tx, past bool) (any, error) {
+	id, _, err := trader(r, tx)
+	if err != nil && !errors.Is(err, errUnknownTrader) {
+		return nil, err
+	}
+	markets, err := readMarkets(r.Context(), tx, []string{r.PathValue("id")}, id, past)
+	if err != nil {
+		return nil, fmt.Errorf("reading the market: %w", err)
+	}
+	return markets[0], nil // marketTopic knows it
 }
 
 // getCheck is the figures alone, for comparison, with the server's clock.
 func (s *server) getCheck(_ http.ResponseWriter, r *http.Request) (any, error) {
-	snapshot, err := s.read(r, false)
-	if err != nil {
+	id, _, err := trader(r, s.x.pool)
+	if err != nil && !errors.Is(err, errUnknownTrader) {
 		return nil, err
 	}
+	figures, err := s.x.Figures(r.Context(), id)
 	return struct {
-		*Snapshot
+		Figures
 		Now int64 `json:"now"` // microseconds since 1970
-	}{snapshot, time.Now().UnixMicro()}, nil
+	}{figures, time.Now().UnixMicro()}, err
 }
 
-func (s *server) read(r *http.Request, past bool) (*Snapshot, error) {
-	ids := marketIDs()
-	if asked, ok := r.URL.Query()["market"]; ok {
-		for _, id := range asked {
-			if !slices.Contains(ids, id) {
-				return nil, errUnknownMarket
-			}
-		}
-		slices.Sort(asked)
-		ids = slices.Compact(asked)
-	}
-	trader, _, err := s.trader(r)
-	if err != nil && !errors.Is(err, errUnknownTrader) {
-		return nil, fmt.Errorf("looking up the trader: %w", err)
-	}
-	return s.x.Read(r.Context(), ids, trader, past)
-}
-
-// orderRequest is the body of POST /api/trades. Amounts and prices are integers, in millionths.
+// orderRequest is the body of an order. Amounts and prices are integers, in millionths. What its author saw is in the
+// header Commitcast-Saw: cursor;price, the price being that of the side.
 type orderRequest struct {
-	Request string `json:"request"` // the client's own id: a repeat of the same order has the same
-	Market  string `json:"market"`
-	Side    string `json:"side"`   // yes or no
-	Action  string `json:"action"` // buy or sell
-	Amount  int64  `json:"amount"` // money when buying, shares when selling
-	Seen    struct {
-		Price   int64 `json:"price"` // of the side, as the author saw it
-		Version int64 `json:"version"`
-	} `json:"seen"`
-	Tolerance int64 `json:"tolerance"` // how far the price may have moved against the author
+	Side      string `json:"side"`      // yes or no
+	Action    string `json:"action"`    // buy or sell
+	Amount    int64  `json:"amount"`    // money when buying, shares when selling
+	Tolerance int64  `json:"tolerance"` // how far the price may have moved against the author
 }
 
-func (q *orderRequest) order(trader int64) (o Order, err error) {
+// order is what a request asks for.
+func (q *orderRequest) order(market string, trader int64, guard outbox.Guard) (o Order, err error) {
 	o = Order{
-		Request: q.Request, Market: q.Market, Trader: trader, Sell: q.Action == "sell", Amount: q.Amount,
-		Seen: q.Seen.Price, SeenVersion: q.Seen.Version, Tolerance: q.Tolerance, Side: lmsr.Yes,
+		Market: market, Trader: trader, Sell: q.Action == "sell", Amount: q.Amount, Tolerance: q.Tolerance, Side: lmsr.Yes,
+		Cursor: guard.Saw.Cursor,
 	}
 	if q.Side == "no" {
 		o.Side = lmsr.No
 	}
+	o.Seen, err = strconv.ParseInt(guard.Saw.Value, 10, 64)
 	switch {
-	case q.Request == "" || len(q.Request) > maxRequestID || strings.ContainsFunc(q.Request, notGraphic):
-		return o, badRequest(fmt.Sprintf("request must have 1 to %d printable ASCII characters", maxRequestID))
+	case guard.Saw.Cursor == "" || err != nil || o.Seen <= 0 || o.Seen >= lmsr.Unit:
+		return o, badRequest(outbox.SawHeader + " must be cursor;price, the price between 0 and 1000000")
 	case q.Side != "yes" && q.Side != "no":
 		return o, badRequest(`side must be "yes" or "no"`)
 	case q.Action != "buy" && q.Action != "sell":
 		return o, badRequest(`action must be "buy" or "sell"`)
 	case q.Amount <= 0 || q.Amount > lmsr.MaxAmount:
 		return o, lmsr.ErrAmount
-	case q.Seen.Price <= 0 || q.Seen.Price >= lmsr.Unit:
-		return o, badRequest("seen.price must lie between 0 and 1000000")
-	case q.Seen.Version < 0:
-		return o, badRequest("seen.version must not be below 0")
 	case q.Tolerance < 0 || q.Tolerance > lmsr.Unit:
 		return o, badRequest("tolerance must lie between 0 and 1000000")
 	}
 	return o, nil
 }
 
-func notGraphic(r rune) bool { return r <= ' ' || r > '~' }
-
-// postTrade carries out an order, or refuses it with 409 and the fresh quote.
-func (s *server) postTrade(w http.ResponseWriter, r *http.Request) (any, error) {
+// doTrade carries out an order, or refuses it with 409 and the fresh quote. It runs once for each Idempotency-Key.
+func (s *server) doTrade(r *http.Request, tx *outbox.Transaction) (any, error) {
+	topic, err := marketTopic(r)
+	if err != nil {
+		return nil, err
+	}
 	var q orderRequest
-	if err := decode(w, r, &q); err != nil {
+	if err := decode(r, &q); err != nil {
 		return nil, err
 	}
-	trader, _, err := s.trader(r)
+	guard, err := outbox.GuardOf(r, topic)
 	if err != nil {
 		return nil, err
 	}
-	order, err := q.order(trader)
+	id, _, err := trader(r, tx)
 	if err != nil {
-		return nil, err
+		return nil, explained(err)
 	}
-	return s.x.Trade(r.Context(), order)
+	order, err := q.order(r.PathValue("id"), id, guard)
+	if err != nil {
+		return nil, explained(err)
+	}
+	fill, err := trade(r.Context(), tx, order)
+	return fill, explained(err)
 }
 
 // status is how the machinery stands.
@@ -333,11 +378,11 @@ func (s *server) status() status {
 	}
 }
 
-func (s *server) postBots(w http.ResponseWriter, r *http.Request) (any, error) {
+func (s *server) postBots(_ http.ResponseWriter, r *http.Request) (any, error) {
 	var q struct {
 		Rate *float64 `json:"rate"`
 	}
-	if err := decode(w, r, &q); err != nil {
+	if err := decode(r, &q); err != nil {
 		return nil, err
 	}
 	if q.Rate == nil || *q.Rate < 0 || *q.Rate > maxRate {
@@ -347,11 +392,11 @@ func (s *server) postBots(w http.ResponseWriter, r *http.Request) (any, error) {
 	return s.status(), nil
 }
 
-func (s *server) postCut(w http.ResponseWriter, r *http.Request) (any, error) {
+func (s *server) postCut(_ http.ResponseWriter, r *http.Request) (any, error) {
 	var q struct {
 		Tab string `json:"tab"`
 	}
-	if err := decode(w, r, &q); err != nil {
+	if err := decode(r, &q); err != nil {
 		return nil, err
 	}
 	if !s.tabs.cut(q.Tab) {
@@ -360,8 +405,8 @@ func (s *server) postCut(w http.ResponseWriter, r *http.Request) (any, error) {
 	return s.status(), nil
 }
 
-func (s *server) postFlush(w http.ResponseWriter, r *http.Request) (any, error) {
-	if err := decode(w, r, &struct{}{}); err != nil {
+func (s *server) postFlush(_ http.ResponseWriter, r *http.Request) (any, error) {
+	if err := decode(r, &struct{}{}); err != nil {
 		return nil, err
 	}
 	if why := s.pipe.flushBlocked(); why != "" {
@@ -374,11 +419,11 @@ func (s *server) postFlush(w http.ResponseWriter, r *http.Request) (any, error) 
 	return s.status(), nil
 }
 
-func (s *server) postWorker(w http.ResponseWriter, r *http.Request) (any, error) {
+func (s *server) postWorker(_ http.ResponseWriter, r *http.Request) (any, error) {
 	var q struct {
 		Running *bool `json:"running"`
 	}
-	if err := decode(w, r, &q); err != nil {
+	if err := decode(r, &q); err != nil {
 		return nil, err
 	}
 	if q.Running == nil {

@@ -224,8 +224,8 @@ func openDemo(ctx context.Context, cfg demoConfig) (d *demo, err error) {
 	}); err != nil {
 		return nil, err
 	}
-	d.server = &server{x: d.x, fleet: d.fleet, pipe: d.pipe, tabs: &tabs{}, controls: cfg.controls, log: cfg.log}
-	return d, nil
+	d.server, err = newServer(server{x: d.x, fleet: d.fleet, pipe: d.pipe, tabs: &tabs{}, controls: cfg.controls, log: cfg.log})
+	return d, err
 }
 
 // run serves and trades until ctx ends or a part fails. It ends in the order of the flow: bots, worker, broadcaster,

@@ -39,8 +39,9 @@ type Market struct {
 	OpenedAt  int64   `json:"opened_at"` // milliseconds since 1970
 	Mine      Holding `json:"mine"`
 
-	History [][2]int64  `json:"history,omitempty"` // second since 1970, price at its end
-	Tape    []PastTrade `json:"tape,omitempty"`    // oldest first
+	// What a chart and a tape begin with; nil where they were not asked for.
+	History [][2]int64  `json:"history,omitzero"` // second since 1970, price at its end
+	Tape    []PastTrade `json:"tape,omitzero"`    // oldest first
 }
 
 // Holding is what a trader holds in a market, and what it has cost.
@@ -63,8 +64,8 @@ type PastTrade struct {
 	At      int64  `json:"at"`    // milliseconds since 1970
 }
 
-// Snapshot is markets and trader at one instant of the database, and where each topic stands then.
-type Snapshot struct {
+// Figures is what the tables hold of markets and a trader at one instant, and where each topic stands then.
+type Figures struct {
 	Positions []outbox.Position `json:"positions"`
 	Markets   []Market          `json:"markets"`
 	Balance   *int64            `json:"balance,omitempty"` // of the trader; absent for nobody
@@ -79,28 +80,35 @@ func marketIDs() []string {
 	return ids
 }
 
-// Read takes a snapshot of markets and of one trader (0: nobody): all of it is one instant, and fits the cursors.
-// With past, it brings history and tape.
-func (x *exchange) Read(ctx context.Context, ids []string, trader int64, past bool) (*Snapshot, error) {
+// Figures reads all markets and one trader (0: nobody), without words and past: all of it is one instant, and fits the
+// cursors.
+func (x *exchange) Figures(ctx context.Context, trader int64) (f Figures, err error) {
+	ids := marketIDs()
 	topics := make([]string, len(ids))
 	for i, id := range ids {
 		topics[i] = topicOf(id)
 	}
-	var s Snapshot
-	positions, err := outbox.Snapshot(ctx, x.pool, topics, func(tx pgx.Tx) error {
-		s = Snapshot{} // the snapshot may be taken again
-		return s.read(ctx, tx, ids, trader, past)
+	f.Positions, err = outbox.Snapshot(ctx, x.pool, topics, func(tx pgx.Tx) (err error) {
+		f.Markets, err = readMarkets(ctx, tx, ids, trader, false)
+		if err != nil || trader == 0 {
+			return err
+		}
+		return wrapNoRows(tx.QueryRow(ctx, `SELECT balance FROM demo.trader WHERE id = $1`, trader).Scan(&f.Balance), nil)
 	})
-	if err != nil {
-		return nil, fmt.Errorf("reading the markets: %w", err)
+	for i := range f.Markets {
+		m := &f.Markets[i]
+		m.Title, m.Question, m.Category, m.Rules = "", "", "", ""
 	}
-	s.Positions = positions
-	return &s, nil
+	if err != nil {
+		return f, fmt.Errorf("reading the markets: %w", err)
+	}
+	return f, nil
 }
 
-func (s *Snapshot) read(ctx context.Context, tx pgx.Tx, ids []string, trader int64, past bool) error {
+// readMarkets reads markets and what one trader (0: nobody) holds in them; with past, history and tape, too.
+func readMarkets(ctx context.Context, tx pgx.Tx, ids []string, trader int64, past bool) (markets []Market, err error) {
 	var batch pgx.Batch
-	at := make(map[string]int, len(ids)) // market to place in s.Markets
+	at := make(map[string]int, len(ids)) // market to place in markets
 	batch.Queue(marketsSQL, ids, trader).Query(func(rows pgx.Rows) error {
 		var m Market
 		var opened time.Time
@@ -109,29 +117,21 @@ func (s *Snapshot) read(ctx context.Context, tx pgx.Tx, ids []string, trader int
 			&opened, &m.Mine.Yes, &m.Mine.No, &m.Mine.Spent,
 		}, func() error {
 			m.OpenedAt = opened.UnixMilli()
-			at[m.ID] = len(s.Markets)
+			at[m.ID] = len(markets)
 			if past {
-				s.Markets = append(s.Markets, m)
-			} else {
-				brief := m
-				brief.Title, brief.Question, brief.Category, brief.Rules = "", "", "", ""
-				s.Markets = append(s.Markets, brief)
+				m.History, m.Tape = [][2]int64{}, []PastTrade{}
 			}
+			markets = append(markets, m)
 			return nil
 		})
 		return err
 	})
-	if trader != 0 {
-		batch.Queue(`SELECT balance FROM demo.trader WHERE id = $1`, trader).QueryRow(func(row pgx.Row) error {
-			return wrapNoRows(row.Scan(&s.Balance), nil)
-		})
-	}
 	if past {
 		batch.Queue(historySQL, ids).Query(func(rows pgx.Rows) error {
 			var id string
 			var point [2]int64
 			_, err := pgx.ForEachRow(rows, []any{&id, &point[0], &point[1]}, func() error {
-				m := &s.Markets[at[id]]
+				m := &markets[at[id]]
 				m.History = append(m.History, point)
 				return nil
 			})
@@ -145,14 +145,14 @@ func (s *Snapshot) read(ctx context.Context, tx pgx.Tx, ids []string, trader int
 				&id, &t.Version, &t.Trader, &t.Name, &t.Bot, &t.Side, &t.Shares, &t.Cost, &t.After, &when,
 			}, func() error {
 				t.At = when.UnixMilli()
-				m := &s.Markets[at[id]]
+				m := &markets[at[id]]
 				m.Tape = append(m.Tape, t)
 				return nil
 			})
 			return err
 		})
 	}
-	return tx.SendBatch(ctx, &batch).Close()
+	return markets, tx.SendBatch(ctx, &batch).Close()
 }
 
 // Prune drops chart points that no chart shows any more.

@@ -6,9 +6,11 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"math"
 	"os"
 	"runtime"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/commitcast/commitcast/internal/app"
@@ -42,12 +44,26 @@ func main() {
 	if os.Getenv("QUICK") != "" {
 		rounds, seconds = 1, 3
 	}
+	hops := strings.Fields(strings.ReplaceAll(os.Getenv("HOPS"), ",", " "))
+	if len(hops) == 0 {
+		hops = allHops
+	}
+	for _, hop := range hops {
+		if !slices.Contains(allHops, hop) {
+			fatal(fmt.Errorf("HOPS has %q; there are: %s", hop, strings.Join(allHops, " ")))
+		}
+	}
 	ctx := context.Background()
 	r := results{At: time.Now().UTC(), Machine: fmt.Sprintf("%d cores, %s/%s, %s, everything on it", runtime.NumCPU(), runtime.GOOS, runtime.GOARCH, runtime.Version())}
 	fmt.Println("Machine:", r.Machine)
 	for round := range rounds {
-		if err := r.round(ctx, round, seconds); err != nil {
-			fatal(err)
+		fmt.Printf("\nRound %d\n", round+1)
+		for _, hop := range hops {
+			if err := map[string]func(context.Context, float64) error{
+				"pipeline": r.pipeline, "writers": r.writers, "fanout": r.fanout,
+			}[hop](ctx, seconds); err != nil {
+				fatal(err)
+			}
 		}
 	}
 	r.ratios()
@@ -56,8 +72,10 @@ func main() {
 	}
 }
 
-func (r *results) round(ctx context.Context, round int, seconds float64) error {
-	fmt.Printf("\nRound %d\n", round+1)
+// allHops are the parts of a round; HOPS selects some.
+var allHops = []string{"pipeline", "writers", "fanout"}
+
+func (r *results) pipeline(ctx context.Context, seconds float64) error {
 	for _, kind := range []string{kindLimit, kindCommitcast} {
 		database, err := freshDatabase(ctx, "bench_"+kind)
 		if err != nil {
@@ -70,7 +88,15 @@ func (r *results) round(ctx context.Context, round int, seconds float64) error {
 		r.Pipeline = append(r.Pipeline, p)
 		fmt.Printf("  commit → socket, %3.0f tx/s     %-14s from the acknowledged commit p50 %5.2f ms p99 %5.2f ms, from the intended time p50 %5.2f ms p99 %5.2f ms\n",
 			p.Rate, p.Kind, p.AckP50, p.AckP99, p.IntendedP50, p.IntendedP99)
+		if kind == kindCommitcast {
+			fmt.Printf("    of it to the sequencing statement p50 %5.2f ms p99 %5.2f ms, from there to the socket p50 %5.2f ms p99 %5.2f ms\n",
+				p.SequenceP50, p.SequenceP99, p.SocketP50, p.SocketP99)
+		}
 	}
+	return nil
+}
+
+func (r *results) writers(ctx context.Context, seconds float64) error {
 	database, err := freshDatabase(ctx, "bench_writers")
 	if err != nil {
 		return err
@@ -88,6 +114,10 @@ func (r *results) round(ctx context.Context, round int, seconds float64) error {
 		r.Writers = append(r.Writers, w)
 		fmt.Printf("  %d writers                    %-14s %6.0f transactions/s\n", w.Writers, w.Kind, w.PerSecond)
 	}
+	return nil
+}
+
+func (r *results) fanout(_ context.Context, seconds float64) error {
 	for _, o := range []struct {
 		order   fanOrder
 		clients int
@@ -111,7 +141,13 @@ func (r *results) round(ctx context.Context, round int, seconds float64) error {
 
 // ratios prints medians over the rounds, each against its limit in the same run.
 func (r *results) ratios() {
-	median := func(v []float64) float64 { slices.Sort(v); return v[len(v)/2] }
+	median := func(v []float64) float64 {
+		if len(v) == 0 {
+			return math.NaN()
+		}
+		slices.Sort(v)
+		return v[len(v)/2]
+	}
 	var p50 = map[string][]float64{}
 	for _, p := range r.Pipeline {
 		p50[p.Kind] = append(p50[p.Kind], p.AckP50)

@@ -13,6 +13,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/commitcast/commitcast/migrations"
@@ -29,6 +30,12 @@ type pipelineResult struct {
 	IntendedP50  float64 `json:"intended_p50_ms"` // from when the transaction was meant to begin
 	IntendedP99  float64 `json:"intended_p99_ms"`
 	WriterMedian float64 `json:"writer_p50_ms"` // the transaction itself
+
+	// Commitcast alone: from the acknowledged commit to sequencing, from there to the socket.
+	SequenceP50 float64 `json:"sequence_p50_ms,omitempty"`
+	SequenceP99 float64 `json:"sequence_p99_ms,omitempty"`
+	SocketP50   float64 `json:"socket_p50_ms,omitempty"`
+	SocketP99   float64 `json:"socket_p99_ms,omitempty"`
 }
 
 const (
@@ -242,5 +249,33 @@ func pipeline(ctx context.Context, kind, database string, rate float64, seconds 
 	result.AckP50, result.AckP99 = percentile(ack, 0.5), percentile(ack, 0.99)
 	result.IntendedP50, result.IntendedP99 = percentile(meant, 0.5), percentile(meant, 0.99)
 	result.WriterMedian = percentile(writer, 0.5)
-	return result, nil
+	if kind == kindCommitcast {
+		err = result.stages(ctx, pool, acked, received, warmUp)
+	}
+	return result, err
+}
+
+// stages tells where the time went: from the acknowledged commit to when the sequencing statement had the partition's
+// lock, and from there to the socket.
+func (r *pipelineResult) stages(ctx context.Context, pool *pgxpool.Pool, acked, received []time.Time, from int) error {
+	rows, err := pool.Query(ctx, `SELECT (data->>'n')::int, sequenced_at FROM commitcast.journal WHERE topic = 'bench'`)
+	if err != nil {
+		return err
+	}
+	var toSequence, toSocket []int64
+	var n int
+	var at time.Time
+	_, err = pgx.ForEachRow(rows, []any{&n, &at}, func() error {
+		if n >= from {
+			toSequence = append(toSequence, int64(at.Sub(acked[n])))
+			toSocket = append(toSocket, int64(received[n].Sub(at)))
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	r.SequenceP50, r.SequenceP99 = percentile(toSequence, 0.5), percentile(toSequence, 0.99)
+	r.SocketP50, r.SocketP99 = percentile(toSocket, 0.5), percentile(toSocket, 0.99)
+	return nil
 }

@@ -1,5 +1,5 @@
 // Package services gives the demo, the benchmark and the tests the servers they need: Postgres 14 or later, Redis 7.0
-// or later, and for some tests a Chromium. The product does not use it.
+// or later, and for some tests a Chromium, or Node.js. The product does not use it.
 //
 // It finds the programs, installs those that are missing with the system's package manager (apt-get on Debian and
 // Ubuntu, Homebrew on macOS; one line says so before), and starts private instances: own data in a temporary folder,

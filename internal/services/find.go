@@ -19,6 +19,9 @@ const (
 	minRedis    = 7
 )
 
+// minNode is the oldest Node.js that runs the tests of the TypeScript package: Debian 12 and Ubuntu 24.04 have it.
+const minNode = 18
+
 // program is an executable that was found.
 type program struct {
 	path    string
@@ -145,6 +148,27 @@ func FindChromium() (string, error) {
 		}
 	}
 	return "", fmt.Errorf("no Chromium found")
+}
+
+// findNode finds Node.js, with npm.
+func findNode() (program, error) {
+	path, err := exec.LookPath("node")
+	if err != nil {
+		return program{}, fmt.Errorf("no Node.js found")
+	}
+	p := program{path: path}
+	text, err := p.ask("--version")
+	if err != nil {
+		return program{}, fmt.Errorf("%s --version: %w", path, err)
+	}
+	p.version = versionNumber.FindString(text)
+	if major(p.version) < minNode {
+		return program{}, fmt.Errorf("the Node.js here is %s", p.version)
+	}
+	if _, err := exec.LookPath("npm"); err != nil {
+		return program{}, fmt.Errorf("no npm found beside Node.js %s", p.version)
+	}
+	return p, nil
 }
 
 // findCompiler finds a C compiler, which Go's race detector needs.

@@ -46,6 +46,10 @@ var (
 		what: "Chromium or Chrome", instead: "CHROME_BIN",
 		find: finds(FindChromium), debian: []string{"chromium"}, brew: []string{"chromium"}, cask: true,
 	}
+	nodeNeed = need{
+		what: fmt.Sprintf("Node.js %d or later with npm", minNode),
+		find: finds(findNode), debian: []string{"nodejs", "npm"}, brew: []string{"node"},
+	}
 	compilerNeed = need{
 		what: "a C compiler", find: finds(findCompiler), debian: []string{"gcc", "libc6-dev"},
 	}
@@ -195,7 +199,12 @@ func install(ctx context.Context, out io.Writer, needs []need) error {
 // lockInstall waits until no other process of this user installs.
 func lockInstall(ctx context.Context) (unlock func(), err error) {
 	path := filepath.Join(os.TempDir(), fmt.Sprintf("commitcast-install-%d.lock", os.Geteuid()))
-	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
+	return lockFile(ctx, path, os.O_RDWR|os.O_CREATE)
+}
+
+// lockFile waits until no other process holds a file locked.
+func lockFile(ctx context.Context, path string, flag int) (unlock func(), err error) {
+	f, err := os.OpenFile(path, flag, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("locking the installation: %w", err)
 	}
@@ -240,7 +249,7 @@ func lastLine(output, other string) string {
 	return other
 }
 
-// EnsurePostgres, EnsureRedis, EnsureChromium and EnsureCompiler see to it that the programs are there: they install
+// EnsurePostgres, EnsureRedis, EnsureChromium, EnsureNode and EnsureCompiler see to it that the programs are there: they install
 // what is missing, after saying so on out (nil = os.Stderr). The error is a [MissingError].
 
 // EnsurePostgres sees to what StartPostgres needs.
@@ -256,6 +265,9 @@ func EnsureChromium(ctx context.Context, out io.Writer) (string, error) {
 	}
 	return FindChromium()
 }
+
+// EnsureNode sees to Node.js with npm, which the TypeScript package is checked and tested with.
+func EnsureNode(ctx context.Context, out io.Writer) error { return ensure(ctx, out, nodeNeed) }
 
 // EnsureCompiler sees to a C compiler, which Go's race detector needs.
 func EnsureCompiler(ctx context.Context, out io.Writer) error { return ensure(ctx, out, compilerNeed) }

@@ -112,6 +112,16 @@ func (p *Proxy) Cut() {
 	p.cutAll()
 }
 
+// Finish closes every connection in order, as a proxy or a pooler that shuts down does: what was forwarded arrives, what
+// is held back is lost. New ones are forwarded as before.
+func (p *Proxy) Finish() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for l := range p.links {
+		p.end(l, false)
+	}
+}
+
 // Refuse resets every connection, and each new one as soon as it is made, until Resume.
 func (p *Proxy) Refuse() { p.set(true, [2]bool{}) }
 
@@ -144,7 +154,10 @@ func (p *Proxy) cutAll() {
 }
 
 // cut resets one connection on both sides. It needs p.mu.
-func (p *Proxy) cut(l *link) {
+func (p *Proxy) cut(l *link) { p.end(l, true) }
+
+// end ends one connection on both sides. It needs p.mu.
+func (p *Proxy) end(l *link, reset bool) {
 	if l.cut {
 		return
 	}
@@ -152,7 +165,9 @@ func (p *Proxy) cut(l *link) {
 	delete(p.links, l)
 	for _, conn := range []*net.TCPConn{l.client, l.target} {
 		if conn != nil {
-			conn.SetLinger(0) // close with RST
+			if reset {
+				conn.SetLinger(0) // close with RST
+			}
 			conn.Close()
 		}
 	}

@@ -424,7 +424,7 @@ var Machine = class {
       }
     }
     this.held = Object.freeze({ state: next, cursor: { epoch: f.epoch, offset: f.offset }, pending: rest, epoch });
-    this.#ports.passed(f);
+    this.#ports.passed(f, rest !== pending);
   }
   reset(ms) {
     if (this.phase !== "asked" && this.phase !== "live" || this.#leaving) return;
@@ -588,7 +588,7 @@ var Subject = class {
         }, pause);
       },
       apply: (state, event) => this.#apply(state, event),
-      passed: (event) => this.#passed(event),
+      passed: (event, held) => this.#passed(event, held),
       replaced: () => this.#filter((layer) => layer.replaced())
     });
   }
@@ -690,9 +690,9 @@ var Subject = class {
       throw thrown;
     }
   }
-  #passed(event) {
+  #passed(event, held) {
     this.#filter((layer) => layer.passed(event));
-    if (!event.skip) this.#call("onevent", () => this.#options.onevent?.(event, this.machine.held.state));
+    if (!event.skip && !held) this.#call("onevent", () => this.#options.onevent?.(event, this.machine.held.state));
   }
   #layered(state) {
     for (const layer of this.#layers) {

@@ -30,8 +30,8 @@ export interface Ports<S> {
   wait(n: number, ms: number, attempt: number): void;
   /** The reducer. May throw: the state then stays what it was, and the snapshot is read again. */
   apply(state: S, event: EventFrame): S;
-  /** An event has become part of the state (or was part of it, or is to be skipped). */
-  passed(event: EventFrame): void;
+  /** An event has become part of the state, is to be skipped, or (`held`) was part of it already. */
+  passed(event: EventFrame, held: boolean): void;
   /** The snapshot has replaced the state. */
   replaced(): void;
   /** Whether a skipped event makes the snapshot worth reading again. */
@@ -180,7 +180,7 @@ export class Machine<S> {
       }
     }
     this.held = Object.freeze({ state: next, cursor: { epoch: f.epoch, offset: f.offset }, pending: rest, epoch });
-    this.#ports.passed(f);
+    this.#ports.passed(f, rest !== pending);
   }
 
   reset(ms: number): void {

@@ -122,7 +122,7 @@ export class Subject<S> {
         }, pause);
       },
       apply: (state, event) => this.#apply(state, event),
-      passed: (event) => this.#passed(event),
+      passed: (event, held) => this.#passed(event, held),
       replaced: () => this.#filter((layer) => layer.replaced()),
     });
   }
@@ -241,9 +241,9 @@ export class Subject<S> {
     }
   }
 
-  #passed(event: EventFrame): void {
+  #passed(event: EventFrame, held: boolean): void {
     this.#filter((layer) => layer.passed(event));
-    if (!event.skip) this.#call("onevent", () => this.#options.onevent?.(event, this.machine.held!.state));
+    if (!event.skip && !held) this.#call("onevent", () => this.#options.onevent?.(event, this.machine.held!.state));
   }
 
   #layered(state: S): S {

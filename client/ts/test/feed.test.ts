@@ -22,7 +22,7 @@ test("snapshot, pending, replay, live", async () => {
   const view = await shown(topic, "live", (v) => v.status === "live");
   assert.equal(view.state, "abcd");
   assert.equal(view.cursor, `${E}:4`);
-  assert.deepEqual(seen, ["2 abc", "3 abc", "4 abcd"]);
+  assert.deepEqual(seen, ["2 abc", "4 abcd"]); // 3 was in the snapshot
   assert.deepEqual(b.errors, []);
 });
 

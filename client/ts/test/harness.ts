@@ -1,16 +1,22 @@
 // What the tests share: a clock that stands still, and a real server that does as it is told.
 
 import assert from "node:assert/strict";
+import { webcrypto } from "node:crypto";
 import { createServer, type IncomingMessage, type Server as HTTPServer, type ServerResponse } from "node:http";
 import type { AddressInfo } from "node:net";
 import { after } from "node:test";
 import { WebSocket, WebSocketServer } from "ws";
 import { connect, type CommitcastError, type Env, type Feed, type FeedOptions, type Topic, type View } from "../src/index.js";
 
+(globalThis as any).crypto ??= webcrypto; // Node before 20 has it, and does not show it
+
 export const E = "3-7d0a";
 
+/** How long a test waits for what must come, on a machine that is busy with other tests. */
+const PATIENCE = 60_000;
+
 /** Fails, instead of waiting for ever. */
-export function within<T>(what: string, promise: Promise<T>, ms = 5_000): Promise<T> {
+export function within<T>(what: string, promise: Promise<T>, ms = PATIENCE): Promise<T> {
   let timer: NodeJS.Timeout;
   const late = new Promise<never>((_, reject) => {
     timer = setTimeout(() => reject(new Error(`waited in vain for ${what}`)), ms);
@@ -20,7 +26,7 @@ export function within<T>(what: string, promise: Promise<T>, ms = 5_000): Promis
 
 /** Resolves when a condition holds; it is looked at again after each turn of the event loop. */
 export async function until(what: string, condition: () => boolean): Promise<void> {
-  const deadline = Date.now() + 5_000;
+  const deadline = Date.now() + PATIENCE;
   while (!condition()) {
     if (Date.now() > deadline) throw new Error(`waited in vain for ${what}`);
     await new Promise((resolve) => setImmediate(resolve));

@@ -20,7 +20,7 @@ beforeEach(() => {
     unsubscribe: () => (log.push("unsubscribe"), ++id),
     wait: (_, ms, attempt) => log.push(`wait ${ms} #${attempt}`),
     apply: (state, e) => state + e.data,
-    passed: (e) => log.push(`passed ${e.offset}`),
+    passed: (e, held) => log.push(`passed ${e.offset}${held ? " held" : ""}`),
     replaced: () => log.push("replaced"),
   });
 });

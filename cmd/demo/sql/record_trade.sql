@@ -17,5 +17,5 @@ WITH moved AS (
     VALUES (@market, floor(extract(epoch FROM clock_timestamp())), @price)
     ON CONFLICT (market, second) DO UPDATE SET price = EXCLUDED.price
 )
-INSERT INTO demo.trade (market, version, trader, request, side, shares, cost, seen, tolerance, before, after)
-VALUES (@market, @version, @trader, nullif(@request, ''), @side, @shares, @cost, @seen, @tolerance, @before, @after)
+INSERT INTO demo.trade (market, version, trader, side, shares, cost, seen, tolerance, before, after)
+VALUES (@market, @version, @trader, @side, @shares, @cost, @seen, @tolerance, @before, @after)

@@ -54,7 +54,6 @@ CREATE TABLE IF NOT EXISTS demo.trade (
     market    text COLLATE "C" NOT NULL REFERENCES demo.market,
     version   bigint NOT NULL,
     trader    bigint NOT NULL REFERENCES demo.trader,
-    request   text COLLATE "C",                        -- the author's own id of the order: a repeat is recognised by it
     side      text NOT NULL CHECK (side IN ('yes', 'no')),
     shares    bigint NOT NULL CHECK (shares <> 0),     -- above zero: bought; below: sold
     cost      bigint NOT NULL CHECK (sign(cost) IN (0, sign(shares))),
@@ -66,7 +65,6 @@ CREATE TABLE IF NOT EXISTS demo.trade (
     PRIMARY KEY (market, version),
     CONSTRAINT trade_within_tolerance CHECK ((before - seen) * sign(shares) <= tolerance)
 );
-CREATE UNIQUE INDEX IF NOT EXISTS trade_request ON demo.trade (trader, request) WHERE request IS NOT NULL;
 
 -- One row a second and market: what a chart is drawn from.
 CREATE TABLE IF NOT EXISTS demo.tick (

@@ -1,11 +1,10 @@
 // The exchange's HTTP face, as functions. An answer that is not 2xx becomes an ApiError with the problem it carries.
 
 export class ApiError extends Error {
-  constructor(status, problem, retryAfter) {
+  constructor(status, problem) {
     super(problem.detail || problem.title || `HTTP ${status}`);
     this.status = status;
     this.problem = problem;
-    if (retryAfter) this.retryAfter = retryAfter;
   }
 }
 
@@ -16,15 +15,13 @@ async function call(method, path, { body, signal } = {}) {
   });
   if (response.ok) return response.json();
   const problem = await response.json().catch(() => ({}));
-  throw new ApiError(response.status, problem, Number(response.headers.get('Retry-After')) * 1000 || 0);
+  throw new ApiError(response.status, problem);
 }
 
 export const session = () => call('POST', '/api/session');
-export const markets = (ids, signal) => call('GET', `/api/markets?${ids.map((id) => `market=${encodeURIComponent(id)}`).join('&')}`, { signal });
-export const allMarkets = (signal) => call('GET', '/api/markets', { signal });
+export const markets = () => call('GET', '/api/markets', { signal: AbortSignal.timeout(8000) });
 export const check = () => call('GET', '/api/check', { signal: AbortSignal.timeout(8000) });
 export const status = () => call('GET', '/api/status', { signal: AbortSignal.timeout(8000) });
-export const trade = (order) => call('POST', '/api/trades', { body: order, signal: AbortSignal.timeout(10_000) });
 export const setRate = (rate) => call('POST', '/api/bots', { body: { rate } });
 export const cut = (tab) => call('POST', '/api/chaos/cut', { body: { tab } });
 export const flush = () => call('POST', '/api/chaos/flush', { body: {} });

@@ -2,16 +2,17 @@
 //
 // For tests, window.__demo tells what the page shows, as data:
 //   figures()  {markets: {id: {epoch, offset, version, price, yes, no, volume, mine}}, account, trader}
-//   status()   {connection, stats, latency, verify}: counters of the client, percentiles, and the result of the last
-//              comparison with the database
+//   status()   {connection, stats, latency, verify}: counters, percentiles, and the result of the last comparison with
+//              the database
 //   select(id) shows a market
 
 import * as api from './api.js';
 import { Chart, sparkline } from './chart.js';
-import { Client } from './commitcast.js';
+import { connect } from './commitcast.js';
 import { $, cents, centsChange, clock, colour, duration, h, instant, money, moneyChange, moneyShort, put, reducedMotion, shares } from './format.js';
 import { Panel } from './panel.js';
-import { Store, marketOf, topicOf } from './store.js';
+import { Store, reduce, topicOf } from './store.js';
+import { Tap } from './tap.js';
 import { Ticket } from './ticket.js';
 import { Verifier } from './verify.js';
 
@@ -53,49 +54,57 @@ async function readCheck() {
 
 // ------------------------------------------------------------------------------------------------ client
 
-const client = new Client({
-  url: `${location.protocol === 'https:' ? 'wss' : 'ws'}://${location.host}/v1/ws?tab=${tab}`,
-  async snapshot(topics, signal) {
-    const state = await api.markets(topics.map(marketOf), signal);
-    return { positions: state.positions, state };
-  },
-  onSnapshot(state) {
-    store.replace(state, (id) => client.position(topicOf(id)));
-    for (const m of state.markets) dirty.add(m.id);
-    lastDrawn.market = '';
-  },
-  onEvent(event) {
-    const applied = store.apply(event, client.position(event.topic));
-    const ms = event.receivedAt + clocks.drift + clocks.offset - instant(event.at);
-    panel.received(performance.now(), event.replayed ? undefined : ms);
-    if (!applied) return;
-    dirty.add(applied.market.id);
-    if (applied.mine) ticket.pushed(applied.market.id, applied.trade.version, event.receivedAt);
-  },
-  onStatus(status) {
-    panel?.connection(status);
+const tap = new Tap((what) => panel.healing(what));
+
+const feed = connect({
+  url: `/v1/ws?tab=${tab}`,
+  WebSocket: tap.WebSocket,
+  onconnection(connection) {
+    panel.connection(connection);
     showConnection();
   },
-  onHealing(what) {
-    panel?.healing(what);
-  },
+  onerror: (error) => panel.say(`${error.message[0].toUpperCase()}${error.message.slice(1)}`, 'bad'),
 });
+
+/** Follows a market: its snapshot is the server's outbox.View, each trade moves it on. */
+function follow(id) {
+  const topic = feed.topic(topicOf(id), {
+    snapshot: `/api/markets/${id}`,
+    skipped: 'reread', // an event that no frame can hold is a trade all the same
+    apply: (market, event) => reduce(market, event, store.trader.trader),
+    onevent(event, state) {
+      const arrived = performance.timeOrigin + performance.now();
+      const ms = arrived + clocks.drift + clocks.offset - instant(event.at);
+      panel.received(performance.now(), tap.isReplayed(event) ? undefined : ms);
+      const applied = store.event(id, event, state);
+      if (applied?.mine) ticket.pushed(id, applied.trade.version, arrived);
+    },
+  });
+  topic.subscribe((view) => {
+    if (store.show(id, view)) dirty.add(id);
+  });
+  topics.set(id, topic);
+}
+const topics = new Map();
 
 const verifier = new Verifier({
   store,
   read: readCheck,
-  position: (id) => client.position(topicOf(id)),
-  reread: (why) => client.reread([...store.markets.keys()].map(topicOf), why),
+  reread: (why) => topics.forEach((topic) => topic.reread(why)),
   onChange: (state) => {
     panel.verified(state);
     panel.render();
   },
 });
 
-const panel = new Panel({ client, verifier, tab });
+const panel = new Panel({ feed, stats, verifier, tab });
+function stats() {
+  return { ...tap.stats, ...store.stats };
+}
 const announce = (text) => put($('say'), text);
 const ticket = new Ticket({
   account: () => store.account(),
+  topic: (id) => topics.get(id),
   onTrade: announce,
   onRefused: (text) => {
     announce(text);
@@ -108,8 +117,8 @@ const ticket = new Ticket({
 let awaySince = 0;
 
 function showConnection() {
-  const { state, retryAt } = client.status;
-  const names = { idle: 'Connecting', connecting: 'Connecting', open: 'Live', waiting: 'Reconnecting', refused: 'Refused', closed: 'Closed' };
+  const { state, retryAt, reason } = feed.connection;
+  const names = { idle: 'Connecting', connecting: 'Connecting', open: 'Live', waiting: 'Reconnecting', failed: 'Refused', closed: 'Closed' };
   $('connection').dataset.state = state;
   put($('connection-text'), names[state]);
   if (state === 'open') awaySince = 0;
@@ -118,9 +127,9 @@ function showConnection() {
   document.body.classList.toggle('stale', stale && store.markets.size > 0);
   $('offline').hidden = !stale;
   if (!stale) return;
-  if (state === 'refused') {
+  if (state === 'failed') {
     put($('offline-title'), 'The server refuses this page.');
-    put($('offline-text'), `${client.status.why}. Reload to try again.`);
+    put($('offline-text'), `${reason}. Reload to try again.`);
     return;
   }
   put($('offline-title'), navigator.onLine ? 'No connection.' : 'You are offline.');
@@ -286,8 +295,8 @@ for (const button of document.querySelectorAll('[data-range]')) {
 }
 
 function frame() {
-  if (dirty.size > 0) {
-    for (const id of dirty) renderTile(store.markets.get(id));
+  if (dirty.size > 0 && store.complete) {
+    for (const id of shown === '' ? store.markets.keys() : dirty) renderTile(store.markets.get(id));
     if (shown === '') select(store.markets.has(selected) ? selected : [...store.markets.keys()][0], true);
     else if (dirty.has(selected)) renderMarket();
     renderAccount();
@@ -340,12 +349,12 @@ matchMedia('(prefers-color-scheme: dark)').addEventListener('change', () => setT
 window.__demo = {
   figures: () => ({
     markets: Object.fromEntries([...store.markets.values()].map((m) => [m.id, {
-      ...m.position, version: m.version, price: m.price, yes: m.yes, no: m.no, volume: m.volume, mine: { ...m.mine },
+      offset: m.offset, version: m.version, price: m.price, yes: m.yes, no: m.no, volume: m.volume, mine: { ...m.mine },
     }])),
     account: store.account(),
     trader: store.trader,
   }),
-  status: () => ({ connection: client.status.state, stats: { ...client.stats }, latency: panel.figures(), verify: { ...verifier.state } }),
+  status: () => ({ connection: feed.connection.state, stats: stats(), latency: panel.figures(), verify: { ...verifier.state } }),
   select: (id) => select(id),
 };
 
@@ -356,15 +365,15 @@ setInterval(slow, 400);
 setInterval(describeChart, 5000);
 addEventListener('hashchange', () => select(location.hash.slice(1)));
 
-/** Session and market names come first; both are tried until they come. */
+/** Session and names of markets come first; both are tried until they come. */
 async function start() {
   for (let attempt = 0; ; attempt++) {
     try {
       store.trader = await api.session();
-      const first = await api.allMarkets();
+      const ids = await api.markets();
       for (const bone of document.querySelectorAll('#markets .loading')) bone.remove();
-      client.follow(first.positions.map((p) => p.topic));
-      client.start();
+      store.expect(ids);
+      ids.forEach(follow);
       verifier.run();
       return;
     } catch (err) {

@@ -18,8 +18,8 @@ export class Panel {
   #lostAt = 0;
   #rateTouched = 0;
 
-  constructor({ client, verifier, tab }) {
-    Object.assign(this, { client, verifier, tab });
+  constructor({ feed, stats, verifier, tab }) {
+    Object.assign(this, { feed, stats, verifier, tab });
     $('b-cut').addEventListener('click', () => this.#cut());
     $('b-flush').addEventListener('click', () => this.#flush());
     $('b-worker').addEventListener('click', () => this.#worker());
@@ -48,17 +48,15 @@ export class Panel {
     if (atEnd || kind === 'act') log.scrollTop = log.scrollHeight;
   }
 
-  connection(status) {
-    if (status.state === 'waiting') {
+  connection({ state, retryAt, reason }) {
+    if (state === 'waiting') {
       this.#lostAt ||= Date.now();
-      this.say(`Connection lost (${status.why}); next attempt in ${duration(status.retryAt - Date.now())}`, 'bad');
-    } else if (status.state === 'open') {
+      this.say(`Connection lost (${reason}); next attempt in ${duration(retryAt - Date.now())}`, 'bad');
+    } else if (state === 'open') {
       this.say(this.#lostAt
         ? `Connected again after ${duration(Date.now() - this.#lostAt)}; going on from the last cursor of each topic`
         : 'Connected; the snapshot is read, and the stream goes on where it ends');
       this.#lostAt = 0;
-    } else if (status.state === 'refused') {
-      this.say(`The server refuses this page: ${status.why}`, 'bad');
     }
   }
 
@@ -67,9 +65,6 @@ export class Panel {
     if (what.kind === 'gap') sum.gaps += what.until - what.after;
     else if (what.kind === 'healed') sum.healed++;
     else if (what.kind === 'reset') this.say(`Reset of ${what.topic} (${what.reason}): reading the snapshot in ${duration(what.in_ms)}`);
-    else if (what.kind === 'reread' && !what.why.startsWith('reset')) this.say(`Reading the snapshot of ${what.topic} again: ${what.why}`);
-    else if (what.kind === 'unread') this.say(`The snapshot cannot be read (${what.why}); again in ${duration(what.in_ms)}`, 'bad');
-    else if (what.kind === 'refused') this.say(`${what.topic}: ${what.reason}`, 'bad');
     if (!sum.timer && (what.kind === 'gap' || what.kind === 'healed')) {
       sum.timer = setTimeout(() => this.#sumUp(), 400);
     }
@@ -197,7 +192,7 @@ export class Panel {
 
   render() {
     const f = this.figures();
-    const s = this.client.stats;
+    const s = this.stats();
     put($('f-p50'), duration(f.p50));
     put($('f-p99'), duration(f.p99));
     put($('f-rate'), f.rate < 9.95 ? f.rate.toFixed(1) : count(f.rate));
@@ -236,7 +231,8 @@ export class Panel {
       node.title = title ?? text;
     };
     const st = this.#status;
-    const open = this.client.status.state === 'open';
+    const connection = this.feed.connection.state;
+    const open = connection === 'open';
     set('n-postgres', st ? 'up' : 'down', v.total ? `${count(v.total)} events` : st ? 'the authority' : 'not reachable');
     if (st) {
       const running = st.worker.state === 'running';
@@ -265,6 +261,6 @@ export class Panel {
       set('n-stream', 'unknown', '–');
     }
     set('n-broadcaster', open ? 'up' : 'down', open ? 'pushing' : 'no socket');
-    set('n-tab', open ? 'up' : 'down', open ? `${count(this.client.stats.applied)} applied` : this.client.status.state);
+    set('n-tab', open ? 'up' : 'down', open ? `${count(this.stats().applied)} applied` : connection);
   }
 }

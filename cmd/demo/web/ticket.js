@@ -2,7 +2,7 @@
 // and how far it may have moved; when the market has moved further, the server refuses with the fresh quote, and the
 // ticket offers to trade at that.
 
-import * as api from './api.js';
+import { act, ActError } from './commitcast.js';
 import { $, UNIT, cents, centsChange, duration, h, money, put, shares } from './format.js';
 import { preview } from './store.js';
 
@@ -13,15 +13,15 @@ const QUICK_BUY = [10, 25, 100];
 
 export class Ticket {
   #market = null;
-  #held = null; // {price, version}: the price the author holds on to, instead of the live one
+  #held = null; // {price, cursor}: the price the author holds on to, instead of the live one
   #busy = false;
   #fade = 0;
   #pushes = new Map(); // "market:version" of own trades → when their push arrived
   #el = {};
 
-  /** account() gives the figures of the store; onTrade(text) announces. */
-  constructor({ account, onTrade, onRefused }) {
-    Object.assign(this, { account, onTrade, onRefused });
+  /** account() gives the figures of the store, topic(id) what the client follows; onTrade(text) announces. */
+  constructor({ account, topic, onTrade, onRefused }) {
+    Object.assign(this, { account, topic, onTrade, onRefused });
     this.#build();
   }
 
@@ -117,14 +117,14 @@ export class Ticket {
   }
 
   #toggleHold() {
-    this.#held = this.#held ? null : { price: this.#market.price, version: this.#market.version };
+    this.#held = this.#held ? null : { price: this.#market.price, cursor: this.#market.cursor };
     this.render();
   }
 
   /** The price of a side that the author sees. */
   #quote(side) {
     const seen = this.#held ?? this.#market;
-    return { price: side === 'yes' ? seen.price : UNIT - seen.price, version: seen.version };
+    return { price: side === 'yes' ? seen.price : UNIT - seen.price, cursor: seen.cursor };
   }
 
   render() {
@@ -181,30 +181,30 @@ export class Ticket {
   #submit(again) {
     const { sell, side, amount, tolerance } = this.#form;
     if (!again && this.#el.go.disabled) return;
-    this.#send(again ?? {
-      request: api.randomID(), market: this.#market.id, side, action: sell ? 'sell' : 'buy', amount,
-      seen: this.#quote(side), tolerance,
-    });
+    this.#send(again ?? { market: this.#market.id, body: { side, action: sell ? 'sell' : 'buy', amount, tolerance }, seen: this.#quote(side) });
   }
 
-  async #send(order) {
+  /** Sends an order; with a key, one whose answer was lost. */
+  async #send({ market, body, seen, key }) {
+    const order = { market, body, seen };
     this.#busy = true;
     this.render();
     const sentAt = performance.timeOrigin + performance.now();
     try {
-      const fill = await api.trade(order);
+      const answer = await act({ url: `/api/markets/${market}/trades`, json: body },
+        { topic: this.topic(market), saw: `${seen.cursor};${seen.price}`, key, timeout: 10_000 });
       this.#held = null;
-      this.#done(order, fill, sentAt);
+      if (answer.stale) this.#refused(order, answer.fresh);
+      else this.#done(answer.data, sentAt);
     } catch (err) {
-      if (err.status === 409 && err.problem.quote) this.#refused(order, err.problem.quote);
-      else this.#failed(order, err);
+      this.#failed(order, err);
     } finally {
       this.#busy = false;
       this.render();
     }
   }
 
-  #done(order, fill, sentAt) {
+  #done(fill, sentAt) {
     const verb = fill.shares > 0 ? 'Bought' : 'Sold';
     const name = fill.side === 'yes' ? 'Yes' : 'No';
     const average = Math.abs(fill.cost / fill.shares) * UNIT;
@@ -223,15 +223,15 @@ export class Ticket {
     look();
   }
 
-  #refused(order, quote) {
+  #refused(order, { quote, cursor }) {
     const name = quote.side === 'yes' ? 'Yes' : 'No';
-    const again = { ...order, request: api.randomID(), seen: { price: quote.now, version: quote.version } };
+    const again = { ...order, seen: { price: quote.now, cursor } };
     this.#say('refused',
       h('strong', {}, 'Refused: the market moved'),
       h('span', {}, 'Nothing was traded.'),
       h('div', { class: 'prices' },
         h('div', {}, h('small', {}, 'You saw'), h('b', {}, cents(order.seen.price))),
-        h('div', {}, h('small', {}, 'You allowed'), h('b', {}, cents(order.tolerance))),
+        h('div', {}, h('small', {}, 'You allowed'), h('b', {}, cents(order.body.tolerance))),
         h('div', {}, h('small', {}, `${name} now`), h('b', {}, cents(quote.now)))),
       h('div', { class: 'row' },
         h('button', { type: 'button', class: 'again', onclick: () => this.#submit(again) }, `Trade at ${cents(quote.now)}`),
@@ -241,12 +241,12 @@ export class Ticket {
   }
 
   #failed(order, err) {
-    const unknown = !err.status || err.status >= 500;
+    const unknown = !(err instanceof ActError) || err.unknown || err.status >= 500;
     this.#say('failed',
-      h('strong', {}, unknown ? 'No answer' : err.problem.title || 'Refused'),
-      h('span', {}, unknown ? 'The order may or may not have been carried out. Asking again cannot trade twice: it has an id.' : err.message),
+      h('strong', {}, unknown ? 'No answer' : err.body?.title || 'Refused'),
+      h('span', {}, unknown ? 'The order may or may not have been carried out. Asking again cannot trade twice: it has a key.' : err.body?.detail || err.message),
       h('div', { class: 'row' },
-        ...(unknown ? [h('button', { type: 'button', class: 'again', onclick: () => this.#submit(order) }, 'Ask again')] : []),
+        ...(unknown ? [h('button', { type: 'button', class: 'again', onclick: () => this.#submit({ ...order, key: err.key }) }, 'Ask again')] : []),
         h('button', { type: 'button', class: 'away', onclick: () => this.#dismiss() }, 'Dismiss')));
   }
 

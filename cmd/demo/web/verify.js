@@ -1,6 +1,6 @@
-// The page compares its own figures with the database's, all the time. It reads /api/check: a snapshot of the figures
-// with the position of each topic; waits until the page has applied as many events; and compares, market by market,
-// to the last millionth. A position is the offset, plus the events that the snapshot held before they had one.
+// The page compares its own figures with the database's, all the time. It reads /api/check: the figures in the tables,
+// at one instant; waits until the page shows as many trades of each market; and compares, market by market, to the last
+// millionth. A market's version counts its trades, so the same version must mean the same figures.
 
 const EVERY_MS = 1_500;
 /** How long the page may take to get to the database's position before the line says so. */
@@ -14,8 +14,8 @@ export class Verifier {
   /** checks: how many came to a result. at: the offset of each market at the last equal one. */
   state = { kind: 'starting', checks: 0, equal: 0, differences: 0, inARow: 0, behind: 0, waiting: 0, offsets: {}, total: 0, markets: 0, at: 0, detail: '' };
 
-  constructor({ store, read, position, reread, onChange }) {
-    Object.assign(this, { store, read, position, reread, onChange });
+  constructor({ store, read, reread, onChange }) {
+    Object.assign(this, { store, read, reread, onChange });
   }
 
   async run() {
@@ -29,7 +29,7 @@ export class Verifier {
 
   async check() {
     const s = this.state;
-    if (this.store.markets.size === 0) return;
+    if (!this.store.complete) return;
     let theirs;
     try {
       theirs = await this.read();
@@ -38,15 +38,11 @@ export class Verifier {
       s.detail = err.status ? err.message : 'The exchange does not answer; asking again.';
       return;
     }
-    const cursors = new Map(theirs.positions.map((p) => {
-      const offset = Number(p.cursor.slice(p.cursor.lastIndexOf(':') + 1));
-      return [p.topic, { offset, included: offset + p.pending.length, waiting: p.pending.length, epoch: p.epoch }];
-    }));
-    s.waiting = [...cursors.values()].reduce((sum, c) => sum + c.waiting, 0);
+    s.waiting = theirs.positions.reduce((sum, p) => sum + p.pending.length, 0);
 
     const deadline = performance.now() + ARRIVE_MS;
     for (;;) {
-      s.behind = this.#behind(cursors);
+      s.behind = this.#behind(theirs);
       if (s.behind === 0 || performance.now() > deadline) break;
       if (performance.now() > deadline - ARRIVE_MS + 400) {
         s.kind = 'behind';
@@ -58,28 +54,22 @@ export class Verifier {
       s.kind = 'behind';
       return;
     }
-    this.#compare(theirs, cursors);
+    this.#compare(theirs);
   }
 
-  /** How many events the page is short of the database's position. */
-  #behind(cursors) {
-    let behind = 0;
-    for (const m of this.store.markets.values()) {
-      const p = this.position(m.id);
-      behind += Math.max(0, cursors.get(`market:${m.id}`).included - (p.offset + p.pending));
-    }
-    return behind;
+  /** How many trades the page is short of what the database had. */
+  #behind(theirs) {
+    return theirs.markets.reduce((sum, m) => sum + Math.max(0, m.version - this.store.markets.get(m.id).version), 0);
   }
 
-  #compare(theirs, cursors) {
+  #compare(theirs) {
     const s = this.state;
     const offsets = {};
     const differ = [];
     let spent = 0;
     let total = 0;
     for (const m of theirs.markets) {
-      const cursor = cursors.get(`market:${m.id}`);
-      const mine = this.store.markets.get(m.id).figures.findLast((f) => f.included === cursor.included);
+      const mine = this.store.markets.get(m.id).figures.findLast((f) => f.version === m.version);
       if (!mine) return; // read anew meanwhile: the next check compares
       for (const field of FIELDS) {
         if (mine[field] !== m[field]) differ.push(`${m.id}: ${field} is ${mine[field]}, the database has ${m[field]}`);
@@ -88,8 +78,8 @@ export class Verifier {
         if (mine[field] !== m.mine[name]) differ.push(`${m.id}: your ${name} is ${mine[field]}, the database has ${m.mine[name]}`);
       }
       spent += mine.mineSpent;
-      offsets[m.id] = cursor.included;
-      total += cursor.included;
+      offsets[m.id] = m.version;
+      total += m.version;
     }
     if (theirs.balance != null && this.store.trader && this.store.trader.deposit - spent !== theirs.balance) {
       differ.push(`balance is ${this.store.trader.deposit - spent}, the database has ${theirs.balance}`);

@@ -1,6 +1,6 @@
 // Up runs a command with Postgres and Redis:
 //
-//	go run ./internal/services/up [--browser] [--compiler] -- go test ./...
+//	go run ./internal/services/up [--browser] [--node] [--compiler] -- go test ./...
 //
 // It provides the servers (installing what is missing after saying so; DATABASE_URL and REDIS_URL, when set, are used
 // as they are), sets DATABASE_URL and REDIS_URL for the command, ends everything afterwards, also when interrupted,
@@ -28,10 +28,11 @@ func main() { os.Exit(run()) }
 
 func run() int {
 	browser := flag.Bool("browser", false, "see to a Chromium, too, and set CHROME_BIN to it")
+	node := flag.Bool("node", false, "see to Node.js and npm, too")
 	compiler := flag.Bool("compiler", false, "see to a C compiler, too: go test -race needs one")
 	flag.Parse()
 	if flag.NArg() == 0 {
-		fmt.Fprintln(os.Stderr, "usage: up [--browser] [--compiler] -- command [argument…]")
+		fmt.Fprintln(os.Stderr, "usage: up [--browser] [--node] [--compiler] -- command [argument…]")
 		return 2
 	}
 
@@ -44,7 +45,7 @@ func run() int {
 		cancel(interrupted{s.(syscall.Signal)})
 	}()
 
-	code, err := up(ctx, *browser, *compiler, flag.Args())
+	code, err := up(ctx, *browser, *node, *compiler, flag.Args())
 	var sig interrupted
 	switch {
 	case errors.As(context.Cause(ctx), &sig):
@@ -61,10 +62,15 @@ type interrupted struct{ syscall.Signal }
 
 func (i interrupted) Error() string { return i.Signal.String() }
 
-func up(ctx context.Context, browser, compiler bool, argv []string) (code int, err error) {
+func up(ctx context.Context, browser, node, compiler bool, argv []string) (code int, err error) {
 	env := os.Environ()
 	if compiler {
 		if err := services.EnsureCompiler(ctx, os.Stderr); err != nil {
+			return 0, err
+		}
+	}
+	if node {
+		if err := services.EnsureNode(ctx, os.Stderr); err != nil {
 			return 0, err
 		}
 	}

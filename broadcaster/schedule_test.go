@@ -1,0 +1,1077 @@
+package broadcaster
+
+import (
+	"errors"
+	"flag"
+	"fmt"
+	"math/rand/v2"
+	"runtime"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/commitcast/commitcast/stream"
+	"github.com/commitcast/commitcast/wire"
+)
+
+var (
+	schedules = flag.Uint64("schedules", 0, "how many schedules TestSpliceSchedules explores; 0: 200,000, as far as it gets in 5 s")
+	seed      = flag.Uint64("seed", 0, "the one schedule to run, with its trace")
+)
+
+// TestSpliceSchedules drives the feed and the readers of one topic through schedules: a database, a stream, a connection
+// and clients around them do whatever they may do in any order, with reads that fail and messages that are lost, and
+// after each step the rules are checked. Then the faults end; everything must come to rest, whole, and from there on a
+// new event must reach everybody without any read.
+//
+//	go test ./broadcaster -run TestSpliceSchedules -schedules 5000000
+//	go test ./broadcaster -run TestSpliceSchedules -seed 4711
+func TestSpliceSchedules(t *testing.T) {
+	if *seed != 0 {
+		w := &world{tracing: true}
+		w.run(*seed)
+		t.Log("\n" + strings.Join(w.trace, "\n"))
+		if w.broken != "" {
+			t.Fatalf("seed %d: %s", *seed, w.broken)
+		}
+		return
+	}
+	var next, done, steps atomic.Uint64
+	var first atomic.Pointer[string]
+	var wg sync.WaitGroup
+	last, until := *schedules, time.Now().Add(time.Hour)
+	if last == 0 { // a busy machine, or the race detector, is no reason to wait
+		last, until = 200_000, time.Now().Add(5*time.Second)
+	}
+	for range runtime.GOMAXPROCS(0) {
+		wg.Go(func() {
+			w := new(world)
+			for n := next.Add(1); n <= last && first.Load() == nil && time.Now().Before(until); n = next.Add(1) {
+				w.run(n)
+				done.Add(1)
+				steps.Add(uint64(w.now))
+				if w.broken != "" {
+					again := &world{tracing: true}
+					again.run(n)
+					text := fmt.Sprintf("seed %d: %s\nthe way there:\n%s", n, w.broken, strings.Join(again.trace, "\n"))
+					first.CompareAndSwap(nil, &text)
+				}
+			}
+		})
+	}
+	wg.Wait()
+	if text := first.Load(); text != nil {
+		t.Fatal(*text)
+	}
+	t.Logf("%d schedules, %d steps", done.Load(), steps.Load())
+}
+
+const (
+	simOffsets = 64 // offsets of one schedule, at most
+	simEpochs  = 8
+	simLog     = 4 // events in the log
+	simSubs    = 3 // subscriptions at a time
+)
+
+// A frame is two bytes: the history in which its event was sequenced, and its offset.
+var (
+	frames     [simEpochs + 8][simOffsets][]byte
+	epochNames [simEpochs + 1]string
+)
+
+func init() {
+	for h := range frames {
+		for n := range frames[h] {
+			frames[h][n] = []byte{byte('a' + h), byte('0' + n)}
+		}
+	}
+	for e := range epochNames {
+		epochNames[e] = fmt.Sprintf("%d-aaaa", e)
+	}
+}
+
+func epochNumber(name string) int {
+	if name == "" {
+		return 0
+	}
+	return int(name[0] - '0')
+}
+
+var errSim = errors.New("the read failed")
+
+// row is what the database has at an offset.
+type row struct{ history, epoch byte }
+
+type world struct {
+	rng     *rand.Rand
+	pcg     rand.PCG
+	now     int
+	calm    bool // no more faults
+	broken  string
+	tracing bool
+	trace   []string
+
+	// The database. rows[n] is offset n.
+	rows      [simOffsets]row
+	head, low int64
+	history   byte
+	epoch     int
+	began     [simEpochs + 1]int64 // the head at which an epoch of the present lineage began; -1: not of it
+	frozen    bool                 // it went back within the epoch, and nobody has noticed yet
+
+	// truth[e][n] is the history of offset n as seen in epoch e.
+	truth [simEpochs + 1][simOffsets]byte
+
+	// The stream, a channel an epoch: the offsets first to last of truth.
+	chFirst, chLast [simEpochs + 1]int64
+	published       int64
+	streamDown      bool
+
+	// The connection of the subscription.
+	connected bool
+	listens   [simEpochs + 1]bool
+	queue     []message
+	liveIn    int   // the epoch whose channel was confirmed to the node and is not lost
+	atTurn    int64 // the head when the feed last turned
+
+	// The node.
+	feed          feed
+	nodeEpoch     int
+	pushUp, tried bool
+	recheckDue    bool
+	seqSeen       int64
+	poll          pollOp
+	join          joinOp
+	heal          rangeOp
+	suspected     bool
+	waiting       []*simSub // for the joiner
+	waited        bool      // their wait is over
+	later         []timer
+	subs          []*simSub
+	replays       []*rangeOp
+	pool          []*simSub
+	pooled        int
+	client        [simSubs]memory // what clients hold between subscriptions
+	reads, resets int
+	backs, trims  int
+	badCursors    int
+	heals, gaps   int
+	message       []byte
+	era           int // counts the histories that the feed left
+}
+
+type message struct {
+	epoch       int
+	first, last int64 // 0: the channel is live
+}
+
+type pollOp struct {
+	phase int // 1 seqs read, 2 look taken, 3 head read
+	epoch int
+	head  int64
+	look  look
+}
+
+type joinOp struct {
+	phase    int // 1 admitted, 2 read
+	batch    []*simSub
+	epoch    int
+	position []wire.Position
+}
+
+type rangeOp struct {
+	phase int // 1 asked, 2 read
+	era   int
+	sub   *simSub
+	life  uint64
+	hole  hole
+	run   stream.Run
+	err   error
+}
+
+type timer struct {
+	sub  *simSub
+	join bool
+}
+
+// memory is what a client holds: it saw offset at, of a history, in an epoch.
+type memory struct {
+	epoch   int
+	at      int64
+	history byte
+}
+
+type simSub struct {
+	reader
+	slot     int
+	dirty    bool
+	told     int // times that "subscribed" was sent
+	mem      memory
+	admitted admission
+	mayJoin  bool // the world knows that it was right to admit it …
+	mayIn    int  // … in this epoch
+}
+
+func (w *world) log(format string, args ...any) {
+	if w.tracing {
+		w.trace = append(w.trace, fmt.Sprintf("%4d ", w.now)+fmt.Sprintf(format, args...))
+	}
+}
+
+// fail notes the first rule that was broken.
+func (w *world) fail(rule, format string, args ...any) {
+	if w.broken == "" {
+		w.broken = rule + ": " + fmt.Sprintf(format, args...)
+		w.log("BROKEN %s", w.broken)
+	}
+}
+
+func (w *world) chance(percent int) bool { return !w.calm && w.rng.IntN(100) < percent }
+
+func (w *world) reset(seed uint64) {
+	w.pcg.Seed(seed, 1)
+	*w = world{rng: w.rng, pcg: w.pcg, tracing: w.tracing, trace: w.trace[:0], queue: w.queue[:0], waiting: w.waiting[:0],
+		later: w.later[:0], subs: w.subs[:0], replays: w.replays[:0], pool: w.pool, message: w.message,
+		join: joinOp{batch: w.join.batch[:0], position: w.join.position[:0]}, feed: feed{log: sharedLog{frames: w.feed.log.frames[:0]}}}
+	w.rng = rand.New(&w.pcg)
+	w.feed.log.maxEvents, w.feed.log.maxBytes = simLog, 1<<10
+	w.low, w.history = 1, 0
+	for e := range w.began {
+		w.began[e] = -1
+	}
+	w.newEpoch()
+	for range w.rng.IntN(8) {
+		w.sequence()
+	}
+	w.published = w.head
+	w.chFirst[w.epoch], w.chLast[w.epoch] = min(1, w.head), w.head
+	w.nodeEpoch = w.epoch
+	w.feed.channel = stream.Channel{Epoch: epochNames[w.epoch]}
+	w.atTurn = 0
+	w.seqSeen = w.head
+}
+
+func (w *world) run(seed uint64) {
+	w.reset(seed)
+	n := 30 + w.rng.IntN(60)
+	for w.now = 1; w.now <= n && w.broken == ""; w.now++ {
+		w.step()
+		w.check()
+	}
+	w.settle()
+}
+
+// ---- the database
+
+func (w *world) newEpoch() {
+	w.epoch++
+	w.began[w.epoch] = w.head
+	if w.epoch > 1 {
+		w.truth[w.epoch] = w.truth[w.epoch-1]
+	}
+	for n := int64(1); n <= w.head; n++ {
+		w.truth[w.epoch][n] = w.rows[n].history
+	}
+}
+
+func (w *world) sequence() {
+	if w.head < simOffsets-4 && !w.frozen {
+		w.head++
+		w.rows[w.head] = row{w.history, byte(w.epoch)}
+		w.truth[w.epoch][w.head] = w.history
+	}
+}
+
+// back has the database lose commits: as a new epoch, or unnoticed within one.
+func (w *world) back(unnoticed bool) {
+	lost := min(w.head, int64(w.rng.IntN(4)))
+	if w.epoch >= simEpochs-1 || unnoticed && lost == 0 {
+		return
+	}
+	if unnoticed && !w.forgettable() {
+		return
+	}
+	w.backs++
+	w.head -= lost
+	w.low = min(w.low, w.head+1)
+	w.published = min(w.published, w.head)
+	w.history++
+	w.log("the database goes back to %d, unnoticed %v", w.head, unnoticed)
+	if unnoticed {
+		// What was lost must not be about any more: nothing could tell it from what will take its place.
+		w.frozen = true
+		w.queue = w.queue[:0]
+		w.listens = [simEpochs + 1]bool{}
+		w.cut()
+		w.chFirst[w.epoch], w.chLast[w.epoch] = 0, 0
+		w.atTurn = min(w.atTurn, w.head)
+		return
+	}
+	for e := range w.began {
+		if w.began[e] > w.head {
+			w.began[e] = -1
+		}
+	}
+	w.frozen = false
+	w.newEpoch()
+}
+
+// forgettable reports whether nobody but the feed knows of the newest events: it alone is compared with the head.
+func (w *world) forgettable() bool {
+	for _, op := range w.replays {
+		if op.phase == 2 {
+			return false
+		}
+	}
+	for _, s := range w.subs {
+		if s.cursor+int64(len(s.chunk)) > w.feed.want.Load() {
+			return false
+		}
+	}
+	return w.heal.phase != 2 && w.join.phase != 2 && w.poll.phase == 0
+}
+
+// thaw lets a database that went back unnoticed go on when what it lost is forgotten.
+func (w *world) thaw() {
+	if !w.frozen || w.feed.want.Load() > w.head || !w.feed.looked || w.recheckDue || w.poll.phase != 0 || w.join.phase != 0 {
+		return
+	}
+	for _, s := range w.subs {
+		if s.state == subJoining && s.answered || s.mem.at > w.head {
+			return
+		}
+	}
+	for slot := range w.client { // a client that was away could not be told from one of the new history
+		if w.client[slot].at > w.head {
+			w.client[slot] = memory{}
+		}
+	}
+	w.frozen = false
+}
+
+// position answers as commitcast.cursor_reason does.
+func (w *world) position(c wire.Cursor) wire.Position {
+	p := wire.Position{Head: w.head}
+	if c.IsZero() {
+		return p
+	}
+	e := epochNumber(c.Epoch)
+	switch {
+	case e > w.epoch || w.began[e] < 0:
+		p.Reason = wire.ReasonEpoch
+	case c.Offset > w.head:
+		p.Reason = wire.ReasonAhead
+	case c.Offset > 0 && int(w.rows[c.Offset].epoch) > e:
+		p.Reason = wire.ReasonEpoch
+	case c.Offset+1 < w.low:
+		p.Reason = wire.ReasonTrimmed
+	}
+	return p
+}
+
+// fetch reads a range as the replayer does: from the stream, else from the journal. A third source lies.
+func (w *world) fetch(ch stream.Channel, after int64) (stream.Run, error) {
+	w.reads++
+	e := epochNumber(ch.Epoch)
+	run := stream.Run{Channel: ch, First: after + 1}
+	last := int64(0)
+	switch {
+	case w.chance(10):
+		return run, errSim
+	case w.pushUp && !w.streamDown && w.chFirst[e] > 0 && w.chFirst[e] <= after+1 && after+1 <= w.chLast[e]:
+		last = w.chLast[e]
+		if w.chance(4) && after+2 <= last {
+			run.First++
+		}
+	case e != w.epoch:
+		return run, errEpoch
+	case after+1 >= w.low:
+		last = w.head
+	}
+	for n := run.First; n <= min(last, run.First+2); n++ {
+		run.Frames = append(run.Frames, frames[w.truth[e][n]][n])
+	}
+	return run, nil
+}
+
+// ---- the stream and its connection
+
+func (w *world) publish() bool {
+	if w.streamDown || w.published >= w.head {
+		return false
+	}
+	first := w.published + 1
+	last := min(w.head, first+int64(w.rng.IntN(3)))
+	w.published = last
+	if w.chFirst[w.epoch] == 0 || w.chLast[w.epoch] != first-1 {
+		w.chFirst[w.epoch] = first
+	}
+	w.chLast[w.epoch] = last
+	lost := w.chance(15)
+	w.log("publish %d to %d, lost %v", first, last, lost)
+	if w.listens[w.epoch] && !lost {
+		w.queue = append(w.queue, message{w.epoch, first, last})
+	}
+	return true
+}
+
+func (w *world) serverHears() bool {
+	e := epochNumber(w.feed.channel.Epoch)
+	if !w.connected || w.streamDown || w.listens[e] {
+		return false
+	}
+	w.listens[e] = true
+	w.queue = append(w.queue, message{epoch: e})
+	return true
+}
+
+func (w *world) hear() bool {
+	if len(w.queue) == 0 {
+		return false
+	}
+	m := w.queue[0]
+	w.queue = append(w.queue[:0], w.queue[1:]...)
+	ch := stream.Channel{Epoch: epochNames[m.epoch]}
+	if m.first == 0 {
+		w.pushUp = true
+		if w.feed.confirm(ch) {
+			w.liveIn = m.epoch
+			w.turned()
+		}
+		w.log("confirmed %s", ch.Epoch)
+		return true
+	}
+	run := stream.Run{Channel: ch, First: m.first}
+	for n := m.first; n <= m.last; n++ {
+		run.Frames = append(run.Frames, frames[w.truth[m.epoch][n]][n])
+	}
+	grew, gap := w.feed.hear(run)
+	w.log("heard %d to %d of %s: grew %v gap %v", m.first, m.last, ch.Epoch, grew, gap)
+	if grew {
+		w.wakeAll()
+	}
+	if gap {
+		w.gaps++
+		w.startHeal()
+	}
+	return true
+}
+
+func (w *world) turned() {
+	w.atTurn = 0
+	if epochNumber(w.feed.channel.Epoch) == w.epoch {
+		w.atTurn = w.head
+	}
+}
+
+func (w *world) cut() {
+	w.connected, w.pushUp, w.tried, w.liveIn = false, false, true, 0
+	w.queue = w.queue[:0]
+	w.listens = [simEpochs + 1]bool{}
+	w.feed.down()
+	w.turned()
+	w.log("the connection is lost")
+}
+
+// ---- the node, where the other files do what the machines ask for
+
+func (w *world) wakeAll() {
+	for _, s := range w.subs {
+		s.dirty = true
+	}
+}
+
+func (w *world) polling() bool { return !w.pushUp && w.tried }
+
+func (w *world) startHeal() {
+	if len(w.subs) > 0 && w.feed.startHeal() {
+		if w.heal.phase != 0 {
+			w.fail("one healing", "a second one began")
+		}
+		w.nextHole()
+	}
+}
+
+func (w *world) nextHole() {
+	h, ok, moved := w.feed.hole()
+	if moved {
+		w.wakeAll()
+	}
+	if w.heal.phase = 0; ok {
+		w.heal = rangeOp{phase: 1, hole: h, era: w.era}
+	}
+}
+
+func (w *world) stepHeal() bool {
+	op := &w.heal
+	switch op.phase {
+	case 0:
+		return false
+	case 1:
+		w.heals++
+		op.run, op.err = w.fetch(op.hole.channel, op.hole.after)
+		op.phase = 2
+		w.log("healing reads after %d: %d frames from %d, %v", op.hole.after, len(op.run.Frames), op.run.First, op.err)
+	case 2:
+		want, next := w.feed.want.Load(), w.feed.log.next
+		moved, again := w.feed.heal(op.hole, op.run, op.err)
+		if op.era != w.era && (moved || w.feed.want.Load() != want || w.feed.log.next != next) {
+			w.fail("nothing is healed from another history", "the log went from %d to %d, the head from %d to %d", next-1, w.feed.log.next-1, want, w.feed.want.Load())
+		}
+		w.log("healing: moved %v again %v", moved, again)
+		if moved {
+			w.wakeAll()
+		}
+		if op.phase = 0; again {
+			w.nextHole()
+		}
+	}
+	return true
+}
+
+func (w *world) suspect() {
+	if w.feed.confirmed {
+		w.suspected = true
+	} else {
+		w.startHeal()
+	}
+}
+
+func (w *world) behind() bool { return len(w.subs) > 0 && w.feed.lags() }
+
+func (w *world) stepPoll() bool {
+	op := &w.poll
+	switch op.phase {
+	case 0:
+		if w.recheckDue || w.chance(5) {
+			return false
+		}
+		*op = pollOp{phase: 1, epoch: w.epoch, head: w.head}
+		if w.epoch != w.nodeEpoch {
+			w.nodeEpoch = w.epoch
+			w.feed.enter(epochNames[w.epoch])
+			w.liveIn, w.recheckDue = 0, true
+			w.era++
+			w.turned()
+			w.log("the node enters %s", epochNames[w.epoch])
+			return true
+		}
+	case 1:
+		if w.recheckDue {
+			return false
+		}
+		if w.seqSeen == op.head && !w.feed.unsure(len(w.subs) > 0) {
+			op.phase = 0
+			return true
+		}
+		op.look = w.feed.look()
+		op.phase = 2
+	case 2:
+		op.phase = 3
+		w.reads++
+		if w.epoch != op.epoch || w.chance(10) {
+			op.phase = 0
+			return true
+		}
+		w.log("read head %d", w.head)
+		w.seqSeen, op.head = op.head, w.head
+	case 3:
+		op.phase = 0
+		back := w.feed.saw(op.look, epochNames[op.epoch], op.head)
+		w.log("saw head %d: back %v", op.head, back)
+		if back {
+			if w.backs == 0 {
+				w.fail("rewound only when the database went back", "to %d", op.head)
+			}
+			w.recheckDue = true
+			w.era++
+			w.turned()
+		} else if w.behind() {
+			w.suspect()
+		}
+	}
+	return true
+}
+
+func (w *world) stepRecheck() bool {
+	if !w.recheckDue {
+		return false
+	}
+	w.recheckDue = false
+	for _, s := range w.subs {
+		if s.recheck() {
+			w.waiting = append(w.waiting, s)
+		}
+	}
+	return true
+}
+
+func (w *world) stepJoin() bool {
+	op := &w.join
+	switch op.phase {
+	case 0:
+		kept := w.waiting[:0]
+		for _, s := range w.waiting {
+			a, ok := w.feed.admit(w.waited || w.polling())
+			if !ok {
+				kept = append(kept, s)
+				continue
+			}
+			s.admitted = a
+			s.mayIn = epochNumber(w.feed.channel.Epoch)
+			s.mayJoin = w.waited || w.polling() || w.liveIn == s.mayIn
+			op.batch = append(op.batch, s)
+		}
+		w.waiting = kept
+		if len(op.batch) == 0 {
+			return false
+		}
+		w.waited = false
+		op.phase = 1
+	case 1:
+		op.phase = 2
+		w.reads++
+		op.epoch = w.epoch
+		op.position = op.position[:0]
+		if w.chance(10) {
+			w.log("cursors cannot be read")
+			for _, s := range op.batch {
+				if s.unasked() {
+					w.later = append(w.later, timer{s, true})
+				} else {
+					w.ended(s)
+				}
+			}
+			op.batch, op.phase = op.batch[:0], 0
+			return true
+		}
+		for _, s := range op.batch {
+			op.position = append(op.position, w.position(s.question()))
+		}
+		w.log("read positions of %d at head %d in %s", len(op.batch), w.head, epochNames[w.epoch])
+	case 2:
+		i := len(op.batch) - 1
+		s, p := op.batch[i], op.position[i]
+		op.batch = op.batch[:i]
+		outcome := s.reader.join(&w.feed, s.admitted, epochNames[op.epoch], p)
+		w.log("sub %d joins: outcome %d, cursor %d, head %d, reason %q", s.slot, outcome, s.cursor, p.Head, p.Reason)
+		switch outcome {
+		case joinAnswered, joinResumed:
+			w.joined(s, outcome, p)
+		case joinReset:
+			w.resets++
+			if s.told == 0 {
+				w.badCursors++
+			}
+			w.client[s.slot] = memory{epoch: w.epoch, at: w.head, history: w.rows[w.head].history}
+			w.ended(s)
+		case joinAgain:
+			if op.epoch == w.nodeEpoch {
+				w.waiting = append(w.waiting, s)
+			} else {
+				w.later = append(w.later, timer{s, true})
+			}
+		}
+		if w.behind() {
+			w.suspect()
+		}
+		if len(op.batch) == 0 {
+			op.phase = 0
+		}
+	}
+	return true
+}
+
+// joined checks what must hold when a reader goes live.
+func (w *world) joined(s *simSub, outcome joined, p wire.Position) {
+	s.dirty = true
+	e := epochNumber(s.epoch)
+	if !s.mayJoin || s.mayIn != e {
+		w.fail("joined only when live or polled", "sub %d is live in %s, whose channel was not confirmed before its head was read", s.slot, s.epoch)
+	}
+	if outcome == joinAnswered {
+		s.told++
+		if s.mem.at == 0 && s.asked.IsZero() {
+			s.mem.at = s.cursor
+			s.mem.history = w.truth[e][s.cursor]
+		}
+	}
+	if s.told != 1 {
+		w.fail("subscribed once", "sub %d was told %d times", s.slot, s.told)
+	}
+	if s.mem.at > 0 && w.truth[e][s.mem.at] != s.mem.history {
+		w.fail("histories do not mix", "sub %d goes on in %s after offset %d of history %c", s.slot, s.epoch, s.mem.at, 'a'+s.mem.history)
+	}
+	s.mem.epoch = e
+}
+
+// ended takes a subscription off its topic.
+func (w *world) ended(s *simSub) {
+	for i, other := range w.subs {
+		if other == s {
+			w.subs = append(w.subs[:i], w.subs[i+1:]...)
+			return
+		}
+	}
+}
+
+func (w *world) stepReplay() bool {
+	if len(w.replays) == 0 {
+		return false
+	}
+	i := w.rng.IntN(len(w.replays))
+	op := w.replays[i]
+	if op.phase == 1 {
+		op.run, op.err = w.fetch(op.hole.channel, op.hole.after)
+		op.phase = 2
+		w.log("sub %d's replay reads after %d: %d frames from %d, %v", op.sub.slot, op.hole.after, len(op.run.Frames), op.run.First, op.err)
+		return true
+	}
+	w.replays = append(w.replays[:i], w.replays[i+1:]...)
+	next := op.sub.splice(op.life, op.run, op.err)
+	w.log("sub %d's replay: %d", op.sub.slot, next)
+	switch next {
+	case replayTaken:
+		op.sub.dirty = true
+		if op.run.First != op.sub.cursor+1 {
+			w.fail("no chunk with a hole", "sub %d at %d took a run from %d", op.sub.slot, op.sub.cursor, op.run.First)
+		}
+	case replayRetry:
+		w.later = append(w.later, timer{op.sub, false})
+	case replayCheck:
+		w.later = append(w.later, timer{op.sub, true})
+	}
+	return true
+}
+
+func (w *world) stepTimer() bool {
+	if len(w.later) == 0 {
+		return false
+	}
+	t := w.later[0]
+	w.later = append(w.later[:0], w.later[1:]...)
+	if t.join {
+		w.waiting = append(w.waiting, t.sub)
+	} else {
+		t.sub.dirty = true
+	}
+	return true
+}
+
+func (w *world) stepGrace() bool {
+	if !w.suspected {
+		return false
+	}
+	w.suspected = false
+	w.startHeal()
+	return true
+}
+
+func (w *world) stepCollect() bool {
+	for _, s := range w.subs {
+		if s.dirty {
+			w.collect(s)
+			return true
+		}
+	}
+	return false
+}
+
+func (w *world) collect(s *simSub) {
+	s.dirty = false
+	before := s.cursor
+	p, more, replay := s.reader.collect(append(w.message[:0], make([]byte, headerRoom)...), &w.feed.log, w.rng.IntN(9))
+	w.message = p
+	s.dirty = more
+	e := epochNumber(s.epoch)
+	for line := range strings.SplitSeq(string(p[headerRoom:]), "\n") {
+		if line == "" {
+			continue
+		}
+		history, n := line[0]-'a', int64(line[1]-'0')
+		if n != s.mem.at+1 {
+			w.fail("contiguous", "sub %d is shown %d after %d", s.slot, n, s.mem.at)
+			return
+		}
+		if w.truth[e][n] != history {
+			w.fail("nothing from another history", "sub %d is shown %d of history %c in %s", s.slot, n, line[0], s.epoch)
+			return
+		}
+		s.mem.at, s.mem.history = n, history
+	}
+	if s.state == subLive && s.cursor != s.mem.at {
+		w.fail("the cursor is what was shown", "sub %d: cursor %d, shown %d", s.slot, s.cursor, s.mem.at)
+	}
+	w.log("sub %d collects %d to %d, more %v replay %v", s.slot, before+1, s.cursor, more, replay)
+	if replay {
+		for _, op := range w.replays {
+			if op.sub == s && op.life == s.life {
+				w.fail("one replay", "sub %d has a second one", s.slot)
+			}
+		}
+		w.replays = append(w.replays, &rangeOp{phase: 1, sub: s, life: s.life,
+			hole: hole{channel: stream.Channel{Epoch: s.epoch}, after: s.cursor}})
+	}
+}
+
+// ---- clients
+
+func (w *world) stepClient() bool {
+	slot := w.rng.IntN(simSubs)
+	for _, s := range w.subs {
+		if s.slot == slot {
+			if s.answered {
+				w.client[slot] = s.mem
+			}
+			s.end()
+			w.ended(s)
+			w.log("sub %d ends", slot)
+			return true
+		}
+	}
+	w.subscribe(slot)
+	return true
+}
+
+func (w *world) subscribe(slot int) {
+	if w.pooled == len(w.pool) {
+		w.pool = append(w.pool, new(simSub))
+	}
+	s := w.pool[w.pooled]
+	w.pooled++
+	*s = simSub{slot: slot}
+	switch c := w.client[slot]; w.rng.IntN(4) {
+	case 0: // from the head
+	case 1: // from the beginning
+		s.asked = wire.Cursor{Epoch: epochNames[w.epoch]}
+		s.mem = memory{epoch: w.epoch}
+	default: // from where it was
+		if c.epoch > 0 {
+			s.asked = wire.Cursor{Epoch: epochNames[c.epoch], Offset: c.at}
+			s.mem = c
+		}
+	}
+	w.log("sub %d subscribes after %q", slot, s.asked)
+	w.subs = append(w.subs, s)
+	w.waiting = append(w.waiting, s)
+}
+
+// ---- the order of events
+
+func (w *world) step() {
+	if w.chance(12) {
+		w.fault()
+		return
+	}
+	for range 20 {
+		if w.act(w.rng.IntN(13)) {
+			return
+		}
+	}
+}
+
+func (w *world) act(n int) bool {
+	switch n {
+	case 0:
+		w.sequence()
+		return true
+	case 1:
+		return w.publish()
+	case 2:
+		return w.serverHears()
+	case 3:
+		return w.hear()
+	case 4:
+		if w.connected {
+			return false
+		}
+		w.connected = true
+		return true
+	case 5:
+		return w.stepPoll()
+	case 6:
+		return w.stepRecheck()
+	case 7:
+		return w.stepJoin()
+	case 8:
+		return w.stepHeal()
+	case 9:
+		return w.stepReplay()
+	case 10:
+		return w.stepTimer()
+	case 11:
+		return w.stepCollect()
+	default:
+		if w.rng.IntN(3) == 0 {
+			return w.stepClient()
+		}
+		return w.stepGrace()
+	}
+}
+
+func (w *world) fault() {
+	switch w.rng.IntN(10) {
+	case 0:
+		w.cut()
+	case 1:
+		w.chFirst[w.epoch], w.chLast[w.epoch] = 0, 0
+		w.log("the stream is flushed")
+	case 2:
+		if w.chFirst[w.epoch] > 0 {
+			w.chLast[w.epoch] = w.chFirst[w.epoch] + int64(w.rng.IntN(int(w.chLast[w.epoch]-w.chFirst[w.epoch]+1)))
+			w.log("the stream loses its tail after %d", w.chLast[w.epoch])
+		}
+	case 3:
+		w.streamDown = !w.streamDown
+		if w.streamDown {
+			w.cut()
+		}
+	case 4:
+		if w.low <= w.published {
+			w.trims++
+			w.low += 1 + int64(w.rng.IntN(int(w.published-w.low+1)))
+			w.log("the journal begins at %d", w.low)
+		}
+	case 5:
+		w.back(false)
+	case 6:
+		w.back(true)
+	case 7:
+		w.waited = true
+	case 8: // offered again: an answer was lost
+		if first := w.chFirst[w.epoch]; first > 0 && w.listens[w.epoch] && w.chLast[w.epoch] >= first {
+			w.queue = append(w.queue, message{w.epoch, max(first, w.chLast[w.epoch]-2), w.chLast[w.epoch]})
+		}
+	case 9:
+		for range 5 {
+			w.sequence()
+		}
+	}
+}
+
+// check holds the rules that must be true after every step.
+func (w *world) check() {
+	w.thaw()
+	f := &w.feed
+	l := &f.log
+	e := epochNumber(f.channel.Epoch)
+	held := l.frames[l.head:]
+	if l.epoch != "" && l.epoch != f.channel.Epoch {
+		w.fail("the log is of the feed's epoch", "%s in %s", l.epoch, f.channel.Epoch)
+	}
+	if len(held) > simLog {
+		w.fail("the log is bounded", "%d frames", len(held))
+	}
+	if l.first+int64(len(held)) != l.next {
+		w.fail("the log is contiguous", "%d frames from %d to before %d", len(held), l.first, l.next)
+	}
+	for i, frame := range held {
+		n := l.first + int64(i)
+		if int64(frame[1]-'0') != n {
+			w.fail("the log is contiguous", "offset %d holds %d", n, frame[1]-'0')
+		} else if frame[0]-'a' != w.truth[e][n] && !w.frozen {
+			w.fail("nothing from another history", "the log holds %d of history %c", n, frame[0])
+		}
+	}
+	if l.epoch != "" && f.want.Load() < l.next-1 {
+		w.fail("the head is not below the log", "head %d, log %d", f.want.Load(), l.next-1)
+	}
+	if f.confirmed && w.liveIn != e {
+		w.fail("confirmed means live", "the channel of %s is not", f.channel.Epoch)
+	}
+	if f.looked && w.epoch == e && f.want.Load() < w.atTurn {
+		w.fail("the head is looked at after every turn", "it knows of %d; %d existed when its channel came or went", f.want.Load(), w.atTurn)
+	}
+	if f.healing != (w.heal.phase != 0) {
+		w.fail("one healing", "healing is %v", f.healing)
+	}
+	for _, s := range w.subs {
+		if s.state == subLive && len(s.chunk) > 0 && int64(s.chunk[0][1]-'0') != s.cursor+1 {
+			w.fail("no chunk with a hole", "sub %d at %d holds one from %d", s.slot, s.cursor, s.chunk[0][1]-'0')
+		}
+		if s.state != subLive && (len(s.chunk) > 0 || s.replaying) {
+			w.fail("no replay beyond a life", "sub %d", s.slot)
+		}
+	}
+}
+
+// settle ends the faults. Everything must come to rest, and then stay whole without any read.
+func (w *world) settle() {
+	if w.broken != "" {
+		return
+	}
+	w.log("the faults end")
+	w.calm, w.streamDown, w.frozen = true, false, false
+	if w.rng.IntN(2) == 0 && !w.connected {
+		w.connected = true
+	}
+	if most := simSubs*(w.backs+w.trims) + w.badCursors; w.resets > most {
+		w.fail("resets are bounded", "%d, of %d at most", w.resets, most)
+	}
+	resets, reads := w.resets, w.reads
+	for range 12 {
+		w.connected = true
+		w.waited = false
+		for progress := true; progress && w.broken == ""; {
+			progress = false
+			for _, n := range [...]int{1, 2, 3, 6, 7, 8, 9, 11} {
+				for i := 0; w.act(n); i++ {
+					progress = true
+					w.now++
+					if w.check(); w.broken != "" {
+						return
+					}
+					if i > 500 {
+						w.fail("it comes to rest", "action %d goes on and on", n)
+						return
+					}
+				}
+			}
+		}
+		// Time passes: timers fire, and the heads are polled.
+		for w.stepTimer() {
+		}
+		w.stepGrace()
+		for w.stepPoll(); w.poll.phase != 0 && !w.recheckDue; {
+			w.stepPoll()
+		}
+		w.check()
+	}
+	if w.resets-resets > simSubs {
+		w.fail("resets are bounded", "%d after the faults", w.resets-resets)
+	}
+	if w.reads-reads > 100 {
+		w.fail("reads are bounded", "%d after the faults", w.reads-reads)
+	}
+	w.rested("it comes to rest")
+	if w.broken != "" || len(w.subs) == 0 {
+		return
+	}
+	reads, gaps := w.reads, w.gaps
+	for range 3 {
+		w.sequence()
+		for w.publish() || w.hear() || w.stepCollect() || w.stepReplay() || w.stepHeal() {
+		}
+		w.check()
+	}
+	w.rested("an event is pushed")
+	if w.reads != reads || w.gaps != gaps {
+		w.fail("an event is pushed", "it took %d reads and %d gaps", w.reads-reads, w.gaps-gaps)
+	}
+}
+
+func (w *world) rested(rule string) {
+	if len(w.subs) > 0 && !w.feed.confirmed || !w.feed.looked || w.behind() || w.feed.healing {
+		w.fail(rule, "the feed is not whole: confirmed %v, looked %v, lags %v, healing %v", w.feed.confirmed, w.feed.looked, w.feed.lags(), w.feed.healing)
+	}
+	for _, s := range w.subs {
+		if s.state != subLive || s.cursor != w.head || s.dirty {
+			w.fail(rule, "sub %d in state %d at %d of %d", s.slot, s.state, s.cursor, w.head)
+		}
+	}
+	if len(w.waiting) > 0 || len(w.replays) > 0 {
+		w.fail(rule, "%d wait to join, %d replays", len(w.waiting), len(w.replays))
+	}
+}
