@@ -240,7 +240,7 @@ export class Panel {
       set('n-worker', running ? 'up' : 'down', running ? (st.worker.pid ? `pid ${st.worker.pid}` : 'in this process') : waiting || st.worker.state);
       const flushed = Date.now() - this.#flushedAt < 4000;
       put($('n-stream').firstElementChild, st.stream === 'redis' ? 'Redis' : 'Stream');
-      set('n-stream', flushed ? 'busy' : 'up', flushed ? 'flushed' : st.stream === 'redis' ? 'stream, pub/sub' : 'in-process', st.flush || undefined);
+      set('n-stream', flushed ? 'busy' : 'up', flushed ? 'flushed' : st.stream === 'redis' ? 'pub/sub, log' : 'in-process', st.flush || undefined);
 
       const b = $('b-worker');
       put(b.firstElementChild, running ? 'Kill the worker' : 'Start the worker');
