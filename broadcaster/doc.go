@@ -11,8 +11,9 @@
 // "subscribed" is sent only when the subscription to the stream is live, or when the stream is down and the journal
 // is being polled instead.
 //
-// Data flows one way through the files: heads.go and the stream's messages (topic.go) fill the log (log.go); sessions
-// (session.go, subscription.go) read it; what it does not hold comes from replay.go.
+// What a subscriber is shown is decided in splice.go alone, by two machines without clock, goroutine or I/O. Around them data
+// flows one way through the files: heads.go and the stream's messages (topic.go) fill the log (log.go); sessions
+// (session.go, subscription.go, join.go) read it; what it does not hold comes from replay.go.
 //
 // Lifecycle: New, then Run for as long as Handler serves. When Run's context ends, clients are told when to come
 // back and are closed, spread over Config.Drain. All exported methods are safe for concurrent use.

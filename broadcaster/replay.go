@@ -19,6 +19,9 @@ const (
 	replayEvents = 1000
 	// replayTimeout bounds one read.
 	replayTimeout = 5 * time.Second
+	// replayStream is how much of it the stream gets: one that answers later is no help against the journal, which has
+	// the same, and one that has gone dead without a word must not hold up what is to be healed.
+	replayStream = 500 * time.Millisecond
 )
 
 var errEpoch = errors.New("the database is in another epoch")
@@ -50,7 +53,9 @@ func (r *replayer) fetch(ctx context.Context, ch stream.Channel, after int64) (s
 
 func (r *replayer) read(ctx context.Context, ch stream.Channel, after int64) (stream.Run, error) {
 	if r.b.pushUp.Load() {
-		run, err := r.b.stream.Range(ctx, ch, after)
+		streamCtx, cancel := context.WithTimeout(ctx, replayStream)
+		run, err := r.b.stream.Range(streamCtx, ch, after)
+		cancel()
 		if err == nil && len(run.Frames) > 0 && run.First == after+1 {
 			r.b.metrics.replayed.WithLabelValues("stream").Add(float64(len(run.Frames)))
 			return run, nil

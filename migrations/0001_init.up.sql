@@ -80,7 +80,7 @@ CREATE TABLE commitcast.partition (
     seq               bigint NOT NULL DEFAULT 0,   -- the last seq given
     published         bigint NOT NULL DEFAULT 0,   -- every seq up to here was confirmed by the stream
     term              bigint NOT NULL DEFAULT 0,   -- of the newest drain that has begun
-    floor             bigint NOT NULL DEFAULT 0,   -- no outbox row with an id up to here can exist any more
+    floor             bigint NOT NULL DEFAULT 0,   -- no outbox row with an id up to here will be seen again
     last_sequenced_at timestamptz NOT NULL DEFAULT '-infinity'
 ) WITH (fillfactor = 10);                          -- one row a page: updated all the time, in place
 INSERT INTO commitcast.partition (id) SELECT generate_series(0, 31);
@@ -109,22 +109,39 @@ CREATE TABLE commitcast.journal (
     sequenced_at timestamptz NOT NULL
 ) PARTITION BY RANGE (sequenced_at);
 
--- An event or topic that the worker has set aside, with its history. Rows leave only by an operator's hand.
+-- Topics that the stream refuses while it takes others. Each is published by a River job of its own, topic_republish;
+-- drains skip it, so that its partition flows on. Its subscribers are served from the journal meanwhile.
+CREATE TABLE commitcast.parked (
+    topic       text COLLATE "C" PRIMARY KEY,
+    partition   smallint NOT NULL,
+    parked_from bigint NOT NULL,                   -- the first offset that the stream may lack
+    parked_at   timestamptz NOT NULL DEFAULT clock_timestamp(),
+    attempts    integer NOT NULL DEFAULT 0,        -- of the job
+    error       text NOT NULL,                     -- of the newest attempt
+    tried_at    timestamptz,
+    died_at     timestamptz                        -- the last attempt has failed: nothing happens until redrive
+);
+CREATE INDEX ON commitcast.parked (partition);
+
+-- Events that could not be published: the one at which a topic's last attempt failed, and what retention would have
+-- taken from a topic that is set aside. Redrive marks them; rows leave only by an operator's hand.
 CREATE TABLE commitcast.dead_letter (
-    topic      text COLLATE "C" NOT NULL,
-    "offset"   bigint NOT NULL,
-    epoch      text COLLATE "C" NOT NULL,
-    partition  smallint NOT NULL,
-    seq        bigint NOT NULL,
-    id         bigint NOT NULL,
-    type       text COLLATE "C" NOT NULL,
-    key        text COLLATE "C",
-    data       json NOT NULL,
-    headers    json,
-    created_at timestamptz NOT NULL,
-    error      text NOT NULL,
-    attempts   integer NOT NULL,
-    died_at    timestamptz NOT NULL DEFAULT clock_timestamp(),
+    topic       text COLLATE "C" NOT NULL,
+    "offset"    bigint NOT NULL,
+    epoch       text COLLATE "C" NOT NULL,
+    partition   smallint NOT NULL,
+    seq         bigint NOT NULL,
+    id          bigint NOT NULL,
+    type        text COLLATE "C" NOT NULL,
+    key         text COLLATE "C",
+    data        json NOT NULL,
+    headers     json,
+    created_at  timestamptz NOT NULL,
+    error       text NOT NULL,
+    attempts    integer NOT NULL,
+    job         bigint,                            -- the River job that gave up, with the errors of all its attempts
+    died_at     timestamptz NOT NULL DEFAULT clock_timestamp(),
+    redriven_at timestamptz,                       -- published after all
     PRIMARY KEY (topic, "offset")
 );
 
@@ -234,8 +251,10 @@ END $$;
 -- Called by a drain of the worker, alone in its transaction, at READ COMMITTED.
 -- Locks in order: partition row, topic rows (only ever taken under their partition's row).
 -- Invariants: (topic, offset) and (partition, seq) have no holes; published <= seq, and every seq up to published was
--- answered by the stream. done counts only in its own epoch: after a change of epoch everything is offered again.
-CREATE FUNCTION commitcast.sequence(p smallint, my_term bigint, batch integer, done_epoch text, done bigint)
+-- answered by the stream; no row will ever be seen in the outbox with an id up to floor.
+-- done (published up to here) and safe (see horizon) count only in the epoch in which they were told: after a change of
+-- epoch everything is offered again, and ids are given again.
+CREATE FUNCTION commitcast.sequence(p smallint, my_term bigint, batch integer, told_epoch text, done bigint, safe bigint DEFAULT 0)
     RETURNS TABLE (epoch text, seq bigint, published bigint, term bigint, sequenced integer)
     LANGUAGE plpgsql VOLATILE
     AS $$
@@ -244,11 +263,12 @@ DECLARE
     part commitcast.partition;
     at timestamptz;
     n integer := 0;
+    top bigint;
     current text := commitcast.check_epoch();
 BEGIN
     SELECT * INTO part FROM commitcast.partition WHERE id = p;
     IF part.term > my_term
-        OR (coalesce(done, 0) <= part.published OR done_epoch IS DISTINCT FROM current)
+        OR (told_epoch IS DISTINCT FROM current OR coalesce(done, 0) <= part.published AND safe <= part.floor)
         AND NOT EXISTS (SELECT FROM commitcast.outbox WHERE partition = p AND id > part.floor ORDER BY id LIMIT 1)
     THEN
         RETURN QUERY SELECT current, part.seq, part.published, part.term, 0;  -- nothing to write: no lock, no commit record
@@ -281,20 +301,49 @@ BEGIN
             row_number() OVER (ORDER BY id) AS nth,
             row_number() OVER (PARTITION BY topic ORDER BY id) - count(*) OVER (PARTITION BY topic) AS back
         FROM taken
+    ), moved AS (
+        INSERT INTO commitcast.journal
+            (topic, "offset", epoch, partition, seq, id, type, key, data, headers, created_at, sequenced_at)
+        SELECT topic, heads.head + back, current, p, part.seq + nth, id, type, key, data, headers, created_at, at
+        FROM numbered JOIN heads USING (topic)
+        ORDER BY nth
+        RETURNING id
     )
-    INSERT INTO commitcast.journal
-        (topic, "offset", epoch, partition, seq, id, type, key, data, headers, created_at, sequenced_at)
-    SELECT topic, heads.head + back, current, p, part.seq + nth, id, type, key, data, headers, created_at, at
-    FROM numbered JOIN heads USING (topic)
-    ORDER BY nth;
-    GET DIAGNOSTICS n = ROW_COUNT;
+    SELECT count(*), max(id) INTO n, top FROM moved;
 
-    IF done_epoch = current AND done > part.published THEN
-        part.published := least(done, part.seq);
+    IF told_epoch = current THEN
+        part.published := least(greatest(done, part.published), part.seq);
+        -- Nothing is left up to the last row taken, or at all. What comes later has an id above safe.
+        IF n < batch THEN
+            part.floor := greatest(part.floor, safe);
+        ELSIF n > 0 THEN
+            part.floor := greatest(part.floor, least(safe, top));
+        END IF;
     END IF;
     part.seq := part.seq + n;
-    UPDATE commitcast.partition SET seq = part.seq, published = part.published, last_sequenced_at = at WHERE id = p;
+    UPDATE commitcast.partition SET seq = part.seq, published = part.published, floor = part.floor, last_sequenced_at = at
+    WHERE id = p;
     RETURN QUERY SELECT current, part.seq, part.published, part.term, n;
+END $$;
+
+-- horizon: the newest event id that was given, and who may still commit rows with that id or an earlier one: the
+-- transactions that hold the lock of a writer on the outbox. Once all of these have ended, every row with an id up to
+-- newest that will ever be is visible to new snapshots: newest is safe.
+-- Why: an INSERT locks the table before it draws its id, and lets go after its commit can be seen. Whoever is not
+-- among the holders has ended, or draws an id above newest, since newest is read first. Transaction ids would not do:
+-- an INSERT draws the event's id first and has no transaction id until it writes the row. Readers hold another lock, so
+-- they stall nothing, however long they run.
+-- Called by the worker, some times a second while it drains, each statement with a snapshot of its own. Locks: none.
+CREATE FUNCTION commitcast.horizon(OUT epoch text, OUT newest bigint, OUT writers text[])
+    LANGUAGE plpgsql VOLATILE
+    AS $$
+BEGIN
+    epoch := commitcast.check_epoch();
+    newest := (SELECT CASE WHEN is_called THEN last_value ELSE 0 END FROM commitcast.outbox_id_seq);
+    writers := ARRAY(
+        SELECT virtualtransaction FROM pg_locks
+        WHERE locktype = 'relation' AND relation = 'commitcast.outbox'::regclass AND mode = 'RowExclusiveLock' AND granted
+            AND database = (SELECT oid FROM pg_database WHERE datname = current_database()));
 END $$;
 
 -- begin_drain: records that the drain of a term has begun. False: a newer one has, and the caller must stop.
@@ -310,7 +359,7 @@ END $$;
 
 -- ensure_leaves: makes the journal's leaves for today and the days ahead; returns how many it made. A leaf is made
 -- apart and then attached, since that does not wait for readers of the journal.
--- Called by migrate and by the worker's upkeep. Locks: journal (share update exclusive), briefly.
+-- Called by migrate and by the worker's upkeep. Locks: journal (share update exclusive), briefly; no reader or writer waits.
 CREATE FUNCTION commitcast.ensure_leaves(days_ahead integer) RETURNS integer
     LANGUAGE plpgsql VOLATILE
     -- Days are days in UTC, and bounds are written as text: a session's zone would move the one, and its date style
@@ -338,6 +387,40 @@ BEGIN
         made := made + 1;
     END LOOP;
     RETURN made;
+END $$;
+
+-- leaf_is_published: whether the stream has confirmed every event of a leaf, or its topic is set aside.
+-- Called by doom_leaf, and by the worker's upkeep before it drops a leaf that is detached. Locks: none.
+CREATE FUNCTION commitcast.leaf_is_published(leaf regclass) RETURNS boolean
+    LANGUAGE plpgsql VOLATILE
+    AS $$
+DECLARE
+    waiting boolean;
+BEGIN
+    EXECUTE format('SELECT EXISTS (SELECT FROM commitcast.partition p
+        WHERE EXISTS (SELECT FROM %s l WHERE l.partition = p.id AND l.seq > p.published))', leaf) INTO waiting;
+    RETURN NOT waiting;
+END $$;
+
+-- doom_leaf: marks a leaf to be detached and dropped, unless it holds unpublished events. Events of topics that are set
+-- aside go to dead_letter first. The mark, a comment, tells leaves that retention has detached from those that somebody
+-- else did, whose they are.
+-- Called by the worker's upkeep. Locks: the leaf (share update exclusive).
+CREATE FUNCTION commitcast.doom_leaf(leaf regclass) RETURNS boolean
+    LANGUAGE plpgsql VOLATILE
+    AS $$
+BEGIN
+    IF NOT commitcast.leaf_is_published(leaf) THEN
+        RETURN false;
+    END IF;
+    -- A statement after the look at published: a topic is set aside before published passes it.
+    EXECUTE format('INSERT INTO commitcast.dead_letter
+            (topic, "offset", epoch, partition, seq, id, type, key, data, headers, created_at, error, attempts)
+        SELECT l.topic, l."offset", l.epoch, l.partition, l.seq, l.id, l.type, l.key, l.data, l.headers, l.created_at, p.error, p.attempts
+        FROM %s l JOIN commitcast.parked p ON p.topic = l.topic AND l."offset" >= p.parked_from
+        ON CONFLICT (topic, "offset") DO NOTHING', leaf);
+    EXECUTE format('COMMENT ON TABLE %s IS %L', leaf, 'commitcast: past retention');
+    RETURN true;
 END $$;
 
 -- ---------------------------------------------------------------------------------------------------------------

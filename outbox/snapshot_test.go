@@ -337,3 +337,24 @@ func TestSnapshotWaitsForTheEpoch(t *testing.T) {
 		t.Errorf("after promotion: %+v, %v, want epoch %s", p, err, e3)
 	}
 }
+
+// A server that goes away while a snapshot is read does not cost the pool a connection: a pool has few of them.
+func TestSnapshotGivesALostConnectionBack(t *testing.T) {
+	pool := fresh(t)
+	other := open(t, pool.Config().ConnString())
+	for range 2 {
+		_, err := outbox.Snapshot(t.Context(), pool, []string{"t"}, func(tx pgx.Tx) error {
+			exec(t, other, fmt.Sprintf("SELECT pg_terminate_backend(%d)", tx.Conn().PgConn().PID()))
+			for { // the connection is lost with one of these
+				if _, err := tx.Exec(t.Context(), "SELECT pg_sleep(0.01)"); err != nil && tx.Conn().IsClosed() {
+					return err
+				}
+			}
+		})
+		if err == nil {
+			t.Fatal("a snapshot without a server")
+		}
+	}
+	// The pool closes a broken connection in the background.
+	testkit.Eventually(t, 10*time.Second, func() bool { return pool.Stat().AcquiredConns() == 0 }, "no connection is lost to the pool")
+}

@@ -103,11 +103,9 @@ func Tx(ctx context.Context, db *pgxpool.Pool, fn func(tx *Transaction) error) e
 	return err
 }
 
-// rollback ends a transaction even if ctx has ended, which must not cost the connection.
+// rollback ends a transaction even if ctx has ended, which must not cost the connection. A connection that is closed has
+// rolled back, but the transaction of a pool gives it back only here.
 func rollback(ctx context.Context, tx pgx.Tx) {
-	if tx.Conn().IsClosed() {
-		return
-	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), rollbackTimeout)
 	defer cancel()
 	_ = tx.Rollback(ctx) // on failure the connection is closed, which rolls back too

@@ -122,7 +122,7 @@ func BenchmarkBareHops(b *testing.B) {
 		}
 		rows.reset()
 		p := own.conn.StartPipeline(ctx)
-		own.sendSequence(p, 3, 0, 1000, epoch, n-1)
+		own.sendSequence(p, 3, 0, 1000, report{epoch, n - 1, 0})
 		own.sendRead(p, 3, n-1, rows.lastAt, 1000, readBytes)
 		if err := errors.Join(p.Flush(), nextResult(p, at.scan), nextResult(p, rows.add), p.Close()); err != nil {
 			b.Fatal(err)

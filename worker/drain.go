@@ -147,7 +147,7 @@ func (d *drain) beginOn(own *owner) (began bool, err error) {
 	}
 	p := own.conn.StartPipeline(context.Background())
 	own.sendBegin(p, d.partition, d.term)
-	own.sendSequence(p, d.partition, d.term, d.w.cfg.Batch, "", 0)
+	own.sendSequence(p, d.partition, d.term, d.w.cfg.Batch, report{})
 	err = p.Flush()
 	if err == nil {
 		err = nextResult(p, func(v [][]byte) error {
@@ -222,8 +222,8 @@ func (d *drain) loop(ctx context.Context) (why string, err error) {
 		ping := now.Sub(d.lastRound) >= pingEvery
 		if woken || full || alone || ping || read {
 			free := d.slot()
-			report := full || alone || now.Sub(d.lastReport) >= reportEvery && (woken || read)
-			more, err := d.round(batch, report, read)
+			tell := full || alone || now.Sub(d.lastReport) >= reportEvery && (woken || read)
+			more, err := d.round(batch, tell, read)
 			free()
 			woken = false
 			if err != nil {
@@ -249,7 +249,13 @@ func (d *drain) loop(ctx context.Context) (why string, err error) {
 		case d.pub.panicked.Load() != nil:
 			return "", *d.pub.panicked.Load()
 		case d.at.seq == d.at.published && now.Sub(d.lastWork) >= d.w.cfg.Linger:
-			return endIdle, nil
+			// Sweeps need not step over what this drain took out of the outbox.
+			free := d.slot()
+			more, err := d.round(batch, true, false)
+			free()
+			if err != nil || !more && d.at.sequenced == 0 {
+				return endIdle, err
+			}
 		case handed.IsZero() && now.After(aged) && stopping != nil:
 			hctx, cancel := context.WithTimeout(ctx, time.Second)
 			err := d.w.handOver(hctx, d.partition, d.term+1)
@@ -321,20 +327,20 @@ func (d *drain) follow(prog progress) {
 	d.readable = d.gen > prog.dead && !prog.down
 }
 
-// round sequences a batch and, if read is set, reads what there is and hands it to the publisher: one round trip. More
-// says that another round would find work.
-func (d *drain) round(batch int, report, read bool) (more bool, err error) {
+// round sequences a batch and, if read is set, reads what there is and hands it to the publisher: one round trip. With
+// tell it says how far publishing is, and the horizon. More says that another round would find work.
+func (d *drain) round(batch int, tell, read bool) (more bool, err error) {
 	start := time.Now()
 	d.lastAsked = start
-	epoch, done := "", int64(0)
-	if report {
-		epoch, done = d.at.epoch, d.done
+	var told report
+	if tell {
+		told = report{d.at.epoch, d.done, d.w.horizon.in(d.at.epoch)}
 	}
 	if err := d.own.deadline(roundTimeout); err != nil {
 		return false, err
 	}
 	p := d.own.conn.StartPipeline(context.Background())
-	d.own.sendSequence(p, d.partition, d.term, batch, epoch, done)
+	d.own.sendSequence(p, d.partition, d.term, batch, told)
 	if read {
 		d.own.sendRead(p, d.partition, d.cursor, d.since, d.limit, readBytes)
 		d.rows.reset()
@@ -361,7 +367,7 @@ func (d *drain) round(batch int, report, read bool) (more bool, err error) {
 		d.w.metrics.sequenced.Add(float64(d.at.sequenced))
 		d.w.metrics.sequence.Observe(now.Sub(start).Seconds())
 	}
-	if report || d.at.published != before.published {
+	if tell || d.at.published != before.published {
 		d.lastReport = now
 	}
 	if d.at.epoch != before.epoch {

@@ -50,6 +50,18 @@ func (h *hub) leave(d *drain) {
 	h.hint(int(d.partition))
 }
 
+// busy reports whether there is a drain here.
+func (h *hub) busy() bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for _, d := range h.drains {
+		if d != nil {
+			return true
+		}
+	}
+	return false
+}
+
 // wake says that partition p may have new events.
 func (h *hub) wake(p int) {
 	h.mu.Lock()

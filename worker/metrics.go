@@ -10,6 +10,8 @@ type metrics struct {
 	published *prometheus.CounterVec // outcome
 	skipped   prometheus.Counter
 	refused   prometheus.Counter
+	parked    prometheus.Counter
+	dead      prometheus.Counter
 	delay     prometheus.Histogram
 	publish   prometheus.Histogram
 	sequence  prometheus.Histogram
@@ -31,8 +33,12 @@ func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 			Help: "Events that the stream confirmed, by outcome: appended, or duplicate if it had them already."}, []string{"outcome"}),
 		skipped: prometheus.NewCounter(prometheus.CounterOpts{Name: "commitcast_worker_skipped_events_total",
 			Help: "Events that no text frame can hold and that were published as skip frames."}),
-		refused: prometheus.NewCounter(prometheus.CounterOpts{Name: "commitcast_worker_refused_runs_total",
-			Help: "Runs of events that the stream refused although it was there; each is tried again."}),
+		refused: prometheus.NewCounter(prometheus.CounterOpts{Name: "commitcast_worker_refused_attempts_total",
+			Help: "Attempts at topics that are set aside which the stream refused although it takes others."}),
+		parked: prometheus.NewCounter(prometheus.CounterOpts{Name: "commitcast_worker_parked_topics_total",
+			Help: "Topics set aside because the stream refuses them while it takes others."}),
+		dead: prometheus.NewCounter(prometheus.CounterOpts{Name: "commitcast_worker_dead_letters_total",
+			Help: "Topics given up after the last attempt, until redrive."}),
 		delay: prometheus.NewHistogram(prometheus.HistogramOpts{Name: "commitcast_worker_delay_seconds",
 			Help: "From append in the writer's transaction to confirmed by the stream, of the oldest event of each batch; compares two clocks.", Buckets: fast}),
 		publish: prometheus.NewHistogram(prometheus.HistogramOpts{Name: "commitcast_worker_publish_seconds",
@@ -48,7 +54,7 @@ func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 		backlog: prometheus.NewGauge(prometheus.GaugeOpts{Name: "commitcast_worker_unpublished_events",
 			Help: "Sequenced but unconfirmed events of the partitions that other processes drain, as of the last sweep."}),
 		lagging: prometheus.NewGauge(prometheus.GaugeOpts{Name: "commitcast_worker_lagging_topics",
-			Help: "Topics of this process's partitions that are being retried or refilled in the stream."}),
+			Help: "Topics of this process's partitions that are being refilled in the stream."}),
 		streamUp: prometheus.NewGauge(prometheus.GaugeOpts{Name: "commitcast_worker_stream_up",
 			Help: "1 if the last tick through the stream succeeded."}),
 		dbUp: prometheus.NewGauge(prometheus.GaugeOpts{Name: "commitcast_worker_database_up",
@@ -57,7 +63,7 @@ func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 	if reg == nil {
 		return m, nil
 	}
-	for _, c := range []prometheus.Collector{m.sequenced, m.published, m.skipped, m.refused, m.delay, m.publish, m.sequence,
+	for _, c := range []prometheus.Collector{m.sequenced, m.published, m.skipped, m.refused, m.parked, m.dead, m.delay, m.publish, m.sequence,
 		m.drains, m.ended, m.takeovers, m.backlog, m.lagging, m.streamUp, m.dbUp} {
 		if err := reg.Register(c); err != nil {
 			return nil, err

@@ -32,7 +32,7 @@ const (
 	// second key is the term.
 	lockClass = 0x4343_0000
 	// ownerIdle ends the session of an owner that does nothing: one that was stopped, or whose host is gone. A drain
-	// asks Postgres something every sweepEvery.
+	// asks Postgres something every pingEvery.
 	ownerIdle = 3 * time.Second
 	// statementTimeout bounds a batch: longer means that the disk or a lock is in trouble, and trying again shows it.
 	statementTimeout = 10 * time.Second
@@ -178,15 +178,22 @@ func (o *owner) sendBegin(p *pgconn.Pipeline, partition int16, term int64) {
 	p.SendPipelineSync()
 }
 
+// report is what sequence() is told, and when nothing, "": both numbers count in their epoch only.
+type report struct {
+	epoch      string
+	done, safe int64 // published up to this seq; no outbox row up to this id is still to come
+}
+
 // sendSequence queues sequence.sql.
-func (o *owner) sendSequence(p *pgconn.Pipeline, partition int16, term int64, batch int, doneEpoch string, done int64) {
+func (o *owner) sendSequence(p *pgconn.Pipeline, partition int16, term int64, batch int, told report) {
 	b := &o.buf
 	p.SendQueryStatement(o.sequence, [][]byte{
 		binary.BigEndian.AppendUint16(b[0][:0], uint16(partition)),
 		binary.BigEndian.AppendUint64(b[1][:0], uint64(term)),
 		binary.BigEndian.AppendUint32(b[2][:0], uint32(batch)),
-		[]byte(doneEpoch),
-		binary.BigEndian.AppendUint64(b[3][:0], uint64(done)),
+		[]byte(told.epoch),
+		binary.BigEndian.AppendUint64(b[3][:0], uint64(told.done)),
+		binary.BigEndian.AppendUint64(b[4][:0], uint64(told.safe)),
 	}, binaryFormat, binaryFormat)
 	p.SendPipelineSync()
 }

@@ -1,6 +1,7 @@
 package worker
 
 import (
+	"fmt"
 	"time"
 
 	"github.com/commitcast/commitcast/stream"
@@ -34,7 +35,7 @@ const (
 	confirmed verdict = iota + 1 // the stream has all of it
 	refill                       // offer again from an offset on, out of the journal
 	restart                      // drop what the stream has and begin at the offer
-	refused                      // this run was refused: try it again later, and let others pass
+	refused                      // this run was refused: set its topic aside, and let others pass
 )
 
 // maxRefill is how many events a hole in the stream may have to be worth filling: the stream keeps about as many.
@@ -58,8 +59,16 @@ func decide(o stream.Offer, a stream.Answer) (v verdict, from int64) {
 	return refused, 0 // not an answer
 }
 
-// laggard is a topic whose newest events the stream does not have: there was a hole, or they were refused. They are
-// not kept but read from the journal again, so a laggard costs the same however long it lags.
+// reason is the error of an answer that decide calls refused.
+func reason(a stream.Answer) error {
+	if a.Err != nil {
+		return a.Err
+	}
+	return fmt.Errorf("the stream answered with outcome %d and offset %d", a.Outcome, a.Next)
+}
+
+// laggard is a topic with a hole in the stream. What is missing is not kept but read from the journal again, so a
+// laggard costs the same however wide the hole is.
 type laggard struct {
 	next     int64     // offset to offer next
 	last     int64     // newest offset known
@@ -69,7 +78,7 @@ type laggard struct {
 }
 
 const (
-	// retryLeast and retryMost are the waits between attempts at a refused topic.
+	// retryLeast and retryMost are the waits between attempts to fill a hole that comes back.
 	retryLeast = 250 * time.Millisecond
 	retryMost  = 30 * time.Second
 	// maxLaggards bounds the topics of one partition that lag at once. With more, no further events are taken over:
@@ -77,13 +86,11 @@ const (
 	maxLaggards = 10_000
 )
 
-// failed puts off the next attempt. The first hole is filled at once; a repeated one waits, as does what was refused.
-func (l *laggard) failed(v verdict, now time.Time) {
-	if v != refused && l.attempts == 0 {
-		l.attempts = 1
-		l.due = now
-		return
+// failed puts off the next attempt. A hole is filled at once; one that comes back waits.
+func (l *laggard) failed(now time.Time) {
+	l.due = now
+	if l.attempts > 0 {
+		l.due = now.Add(jitter(backoff(l.attempts, retryLeast, retryMost)))
 	}
-	l.due = now.Add(jitter(backoff(l.attempts, retryLeast, retryMost)))
 	l.attempts++
 }

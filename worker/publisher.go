@@ -2,26 +2,16 @@ package worker
 
 import (
 	"context"
-	_ "embed"
 	"errors"
 	"fmt"
 	"log/slog"
 	"runtime/debug"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
 
-	"github.com/jackc/pgx/v5"
-
 	"github.com/commitcast/commitcast/internal/journal"
 	"github.com/commitcast/commitcast/stream"
-)
-
-var (
-	//go:embed topic.sql
-	topicTemplate string
-	topicSQL      = strings.ReplaceAll(topicTemplate, "{columns}", journal.Columns)
 )
 
 const (
@@ -30,8 +20,8 @@ const (
 	// probeLeast and probeMost are the waits between two looks at a stream that is not available.
 	probeLeast = 10 * time.Millisecond
 	probeMost  = 250 * time.Millisecond
-	// refillRows and refillBytes bound one piece of what a laggard is offered, refillPieces and refillSlice what is
-	// offered between two batches, so that neither a laggard starves the others nor they it.
+	// refillRows and refillBytes bound one piece that is offered out of the journal, refillPieces and refillSlice what
+	// laggards are offered between two batches, so that neither a laggard starves the others nor they it.
 	refillRows   = 1000
 	refillBytes  = 2 << 20
 	refillPieces = 4
@@ -59,8 +49,9 @@ type publisher struct {
 	down     bool
 	mark     watermark
 	laggards map[string]*laggard
-	failures int // of the stream as a whole, in a row
-	lagging  int // as counted in the metrics
+	parked   map[string]struct{} // topics that were set aside, as far as this drain knows
+	failures int                 // of the stream as a whole, in a row
+	lagging  int                 // as counted in the metrics
 	scanner  journal.Scanner
 }
 
@@ -77,6 +68,7 @@ func newPublisher(w *Worker, log *slog.Logger, partition int16) *publisher {
 	return &publisher{
 		w: w, log: log, partition: partition,
 		in: make(chan batch, 1), changed: make(chan struct{}, 1), laggards: make(map[string]*laggard),
+		parked: make(map[string]struct{}),
 	}
 }
 
@@ -119,6 +111,9 @@ func (p *publisher) run(ctx context.Context) {
 			signal(p.changed)
 		}
 	}()
+	if err := p.lookForParked(ctx, nil); err != nil {
+		p.log.DebugContext(ctx, "topics that are set aside are not known yet; each is found out when it is refused", "error", err)
+	}
 	for {
 		in := p.in
 		if len(p.laggards) >= maxLaggards {
@@ -166,9 +161,16 @@ func (p *publisher) take(ctx context.Context, b batch) {
 		p.mark.reset(b.epoch, b.base)
 		clear(p.laggards)
 	}
+	if err := p.lookForParked(ctx, b.runs); err != nil {
+		p.giveUp(ctx, err)
+		return
+	}
 	offers := make([]stream.Offer, 0, len(b.runs))
 	runs := make([]run, 0, len(b.runs))
 	for _, r := range b.runs {
+		if _, ok := p.parked[r.topic]; ok {
+			continue // topic_republish has it, and the watermark passes it
+		}
 		p.mark.offer(r.topic, r.seq)
 		if l := p.laggards[r.topic]; l != nil {
 			l.last = max(l.last, r.last())
@@ -187,8 +189,14 @@ func (p *publisher) take(ctx context.Context, b batch) {
 		return
 	}
 	now := time.Now()
+	var refusals []refusal
 	for i, r := range runs {
-		p.answered(ctx, r, offers[i], answers[i], now)
+		if !p.answered(ctx, r, offers[i], answers[i], now) {
+			refusals = append(refusals, refusal{r.topic, r.first, reason(answers[i])})
+		}
+	}
+	if len(refusals) > 0 && !p.park(ctx, refusals, len(refusals) < len(runs)) {
+		return
 	}
 	for _, r := range runs {
 		if p.laggards[r.topic] == nil {
@@ -207,39 +215,30 @@ func (p *publisher) streamRun(r run) stream.Run {
 	}
 }
 
-// answered makes a laggard of a topic whose run was not taken.
-func (p *publisher) answered(ctx context.Context, r run, o stream.Offer, a stream.Answer, now time.Time) {
+// answered makes a laggard of a topic whose run does not fit. False: the run was refused.
+func (p *publisher) answered(ctx context.Context, r run, o stream.Offer, a stream.Answer, now time.Time) bool {
 	v, from := decide(o, a)
-	if v == confirmed {
+	switch {
+	case v == refused:
+		return false
+	case v == confirmed:
 		p.count(o, a)
-		return
-	}
-	l := p.laggards[r.topic]
-	if l == nil {
-		l = &laggard{next: r.first, last: r.last(), restart: v == restart}
+	case p.laggards[r.topic] != nil: // an earlier run of this batch did not fit already
+		p.laggards[r.topic].last = r.last()
+	default:
+		l := &laggard{next: r.first, last: r.last(), restart: v == restart}
 		if v == refill {
 			l.next = from
 		}
+		l.failed(now)
 		p.laggards[r.topic] = l
-		p.mark.confirm(r.topic, r.seq)
-		l.failed(v, now)
-		p.report(ctx, r.topic, v, a)
-		return
+		p.log.InfoContext(ctx, "the stream has lost events of a topic; it is refilled from the journal", "topic", r.topic, "from", a.Next)
 	}
-	l.last = max(l.last, r.last()) // an earlier run of this batch failed already
-}
-
-// report tells operators about a topic that begins to lag.
-func (p *publisher) report(ctx context.Context, topic string, v verdict, a stream.Answer) {
-	if v == refused {
-		p.w.metrics.refused.Inc()
-		p.log.WarnContext(ctx, "the stream refuses a topic; it is tried again, others are not held up", "topic", topic, "error", a.Err)
-		return
-	}
-	p.log.InfoContext(ctx, "the stream has lost events of a topic; it is refilled from the journal", "topic", topic, "from", a.Next)
+	return true
 }
 
 func (p *publisher) count(o stream.Offer, a stream.Answer) {
+	p.failures = 0
 	outcome := "appended"
 	if a.Outcome == stream.Duplicate {
 		outcome = "duplicate"
@@ -261,7 +260,6 @@ func (p *publisher) publish(ctx context.Context, offers []stream.Offer) ([]strea
 	if err != nil {
 		return nil, err
 	}
-	p.failures = 0
 	p.w.metrics.publish.Observe(time.Since(start).Seconds())
 	return answers, nil
 }
@@ -312,7 +310,7 @@ func (p *publisher) catchUp(ctx context.Context) {
 			if err != nil { // the database: the drain sees that, too
 				l.due = time.Now().Add(jitter(retryLeast))
 			}
-			if p.laggards[topic] == nil || l.due.After(start) {
+			if p.down || p.laggards[topic] == nil || l.due.After(start) {
 				break
 			}
 		}
@@ -321,7 +319,7 @@ func (p *publisher) catchUp(ctx context.Context) {
 
 // refill offers a laggard one piece out of the journal.
 func (p *publisher) refill(ctx context.Context, topic string, l *laggard) error {
-	first, frames, lastSeq, err := p.readTopic(ctx, topic, l.next, l.last)
+	first, frames, lastSeq, err := p.w.readTopic(ctx, &p.scanner, topic, l.next, l.last)
 	if err != nil {
 		return err
 	}
@@ -347,15 +345,13 @@ func (p *publisher) refill(ctx context.Context, topic string, l *laggard) error 
 		if l.next > l.last {
 			p.settle(ctx, topic, l)
 		}
-	case refill:
-		l.next, l.restart = from, false
-		l.failed(v, now)
-	case restart:
-		l.restart = true
-		l.failed(v, now)
+	case refused:
+		p.park(ctx, []refusal{{topic, first, reason(answers[0])}}, false)
 	default:
-		p.w.metrics.refused.Inc()
-		l.failed(v, now)
+		if l.restart = v == restart; v == refill {
+			l.next = from
+		}
+		l.failed(now)
 	}
 	return nil
 }
@@ -365,37 +361,6 @@ func (p *publisher) settle(ctx context.Context, topic string, l *laggard) {
 	delete(p.laggards, topic)
 	p.mark.settle(topic)
 	p.log.InfoContext(ctx, "a topic is complete in the stream again", "topic", topic, "offset", l.last)
-}
-
-// readTopic reads events of a topic from the journal. They are contiguous, and begin at offset from unless that is
-// past retention.
-func (p *publisher) readTopic(ctx context.Context, topic string, from, to int64) (first int64, frames [][]byte, lastSeq int64, err error) {
-	rctx, cancel := context.WithTimeout(ctx, statementTimeout)
-	defer cancel()
-	rows, err := p.w.pool.Query(rctx, topicSQL, pgx.QueryResultFormats{pgx.BinaryFormatCode}, topic, from, to, refillRows, refillBytes)
-	if err != nil {
-		return 0, nil, 0, fmt.Errorf("reading %q from the journal: %w", topic, err)
-	}
-	defer rows.Close()
-	var row journal.Row
-	for rows.Next() {
-		if err := p.scanner.Scan(&row, rows.RawValues()); err != nil {
-			return 0, nil, 0, err
-		}
-		if len(frames) == 0 {
-			first = row.Offset
-		}
-		if row.Offset != first+int64(len(frames)) {
-			break
-		}
-		frames = append(frames, journal.Encode(&row.Event))
-		lastSeq = row.Seq
-	}
-	rows.Close()
-	if err := rows.Err(); err != nil {
-		return 0, nil, 0, fmt.Errorf("reading %q from the journal: %w", topic, err)
-	}
-	return first, frames, lastSeq, nil
 }
 
 func (p *publisher) setLagging(n int) {

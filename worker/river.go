@@ -2,6 +2,7 @@ package worker
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"sync"
@@ -17,9 +18,16 @@ import (
 
 // The queues.
 const (
-	queueDrain  = "drain"
-	queueUpkeep = "upkeep"
+	queueDrain     = "drain"
+	queueRepublish = "republish"
+	queueUpkeep    = "upkeep"
 )
+
+// uniqueWhileAlive lets a job be inserted once until it has ended; then again.
+var uniqueWhileAlive = river.UniqueOpts{ByArgs: true, ByState: []rivertype.JobState{
+	rivertype.JobStateAvailable, rivertype.JobStatePending, rivertype.JobStateRunning,
+	rivertype.JobStateScheduled, rivertype.JobStateRetryable,
+}}
 
 const (
 	// fetchCooldown is how soon after one fetch River fetches again: the wait of a fresh drain.
@@ -33,6 +41,8 @@ const (
 	rescueGrace = time.Minute
 	// keepCompleted is how long an operator can see that a drain has ended.
 	keepCompleted = 10 * time.Minute
+	// upkeepEvery is how often the journal's leaves, and topics that are set aside, are looked after.
+	upkeepEvery = time.Minute
 	// leavesAhead is how many days of journal leaves are made ahead: as long as upkeep may fail unnoticed.
 	leavesAhead = 3
 )
@@ -49,14 +59,7 @@ func (DrainArgs) Kind() string { return "outbox_drain" }
 // InsertOpts implements river.JobArgsWithInsertOpts. A term that has completed may be inserted again, if it ended
 // before it began.
 func (DrainArgs) InsertOpts() river.InsertOpts {
-	return river.InsertOpts{
-		Queue:       queueDrain,
-		MaxAttempts: 10,
-		UniqueOpts: river.UniqueOpts{ByArgs: true, ByState: []rivertype.JobState{
-			rivertype.JobStateAvailable, rivertype.JobStatePending, rivertype.JobStateRunning,
-			rivertype.JobStateScheduled, rivertype.JobStateRetryable,
-		}},
-	}
+	return river.InsertOpts{Queue: queueDrain, MaxAttempts: 10, UniqueOpts: uniqueWhileAlive}
 }
 
 type drainWorker struct {
@@ -81,14 +84,17 @@ func (dw *drainWorker) Work(ctx context.Context, job *river.Job[DrainArgs]) erro
 	})
 }
 
-// UpkeepArgs are the arguments of journal_upkeep, which makes the journal's leaves ahead of time.
+// UpkeepArgs are the arguments of journal_upkeep, which makes the journal's leaves ahead of time, drops those past
+// retention, and orders the jobs of topics that are set aside without one.
 type UpkeepArgs struct{}
 
 // Kind implements river.JobArgs.
 func (UpkeepArgs) Kind() string { return "journal_upkeep" }
 
 // InsertOpts implements river.JobArgsWithInsertOpts.
-func (UpkeepArgs) InsertOpts() river.InsertOpts { return river.InsertOpts{Queue: queueUpkeep} }
+func (UpkeepArgs) InsertOpts() river.InsertOpts {
+	return river.InsertOpts{Queue: queueUpkeep, UniqueOpts: uniqueWhileAlive}
+}
 
 type upkeepWorker struct {
 	river.WorkerDefaults[UpkeepArgs]
@@ -103,7 +109,12 @@ func (uw *upkeepWorker) Work(ctx context.Context, _ *river.Job[UpkeepArgs]) erro
 	if made > 0 {
 		uw.w.log.InfoContext(ctx, "made journal leaves", "count", made)
 	}
-	return nil
+	err := uw.w.retain(ctx)
+	if errors.Is(err, errLeafBusy) {
+		uw.w.log.DebugContext(ctx, "retention waits for a reader", "error", err)
+		err = nil
+	}
+	return errors.Join(err, uw.w.adopt(ctx))
 }
 
 // retryPolicy is 250 ms·2ⁿ, at most 30 s, with jitter. A drain's failure is mostly answered sooner, by the next term.
@@ -118,12 +129,17 @@ func (retryPolicy) NextRetry(job *rivertype.JobRow) time.Time {
 func (w *Worker) newRiver() (*river.Client[pgx.Tx], error) {
 	workers := river.NewWorkers()
 	river.AddWorker(workers, &drainWorker{w: w})
+	river.AddWorker(workers, &republishWorker{w: w})
 	river.AddWorker(workers, &upkeepWorker{w: w})
 	timeout := w.cfg.MaxAge + w.cfg.MaxAge/4 + drainGrace // its age is spread by a quarter
 	return river.NewClient(riverpgxv5.New(w.pool), &river.Config{
-		ID:                          w.cfg.Node,
-		Schema:                      migrations.RiverSchema,
-		Queues:                      map[string]river.QueueConfig{queueDrain: {MaxWorkers: w.cfg.Slots}, queueUpkeep: {MaxWorkers: 1, FetchCooldown: time.Second, FetchPollInterval: 5 * time.Second}},
+		ID:     w.cfg.Node,
+		Schema: migrations.RiverSchema,
+		Queues: map[string]river.QueueConfig{
+			queueDrain:     {MaxWorkers: w.cfg.Slots},
+			queueRepublish: {MaxWorkers: republishSlots, FetchCooldown: 100 * time.Millisecond, FetchPollInterval: 250 * time.Millisecond},
+			queueUpkeep:    {MaxWorkers: 1, FetchCooldown: time.Second, FetchPollInterval: 5 * time.Second},
+		},
 		Workers:                     workers,
 		FetchCooldown:               fetchCooldown,
 		FetchPollInterval:           fetchPoll,
@@ -132,7 +148,7 @@ func (w *Worker) newRiver() (*river.Client[pgx.Tx], error) {
 		RetryPolicy:                 retryPolicy{},
 		CompletedJobRetentionPeriod: keepCompleted,
 		DiscardedJobRetentionPeriod: -1, // nothing is deleted because it failed
-		PeriodicJobs: []*river.PeriodicJob{river.NewPeriodicJob(river.PeriodicInterval(time.Hour),
+		PeriodicJobs: []*river.PeriodicJob{river.NewPeriodicJob(river.PeriodicInterval(upkeepEvery),
 			func() (river.JobArgs, *river.InsertOpts) { return UpkeepArgs{}, nil },
 			&river.PeriodicJobOpts{RunOnStart: true})},
 		Logger: slog.New(&riverLog{Handler: w.log.Handler(), dbUp: w.dbUp.Load, state: &riverLogState{seen: make(map[string]time.Time)}}),

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/riverqueue/river"
@@ -41,6 +42,17 @@ type Config struct {
 	// MaxAge is how long a drain runs before it hands its partition to a fresh job. Default 60 s. It bounds how long
 	// a job row says "running", and lets partitions spread over processes that came later.
 	MaxAge time.Duration
+	// RepublishAttempts is how often a topic that the stream refuses is tried before it is a dead letter. Default 16,
+	// about half an hour. Fewer give up on what would have passed; more leave it unsaid for longer that somebody has
+	// to look.
+	RepublishAttempts int
+	// Retention is how long events are kept in the journal, at least 24 h; leaves of a day are dropped as a whole.
+	// Default 7 days; negative keeps them for ever. A client that was away longer is told to reset.
+	Retention time.Duration
+	// RetentionBytes is how large the journal may grow, indexes included, before its oldest leaf is dropped although
+	// Retention would keep it. Default 64 GiB; negative is no limit. Today's and yesterday's leaves stay in any
+	// case, and so does what is not published.
+	RetentionBytes int64
 	// StopTimeout is how long Run waits, once its context has ended, for drains to publish what they have sequenced.
 	// Default 10 s. What is left then is published by another process.
 	StopTimeout time.Duration
@@ -61,6 +73,9 @@ func (c Config) withDefaults() (Config, error) {
 	setDefault(&c.Batch, 1000)
 	setDefault(&c.Linger, time.Second)
 	setDefault(&c.MaxAge, time.Minute)
+	setDefault(&c.RepublishAttempts, republishAttempts)
+	setDefault(&c.Retention, retention)
+	setDefault(&c.RetentionBytes, retentionBytes)
 	setDefault(&c.StopTimeout, 10*time.Second)
 	switch {
 	case len(c.Node) > 60:
@@ -73,6 +88,10 @@ func (c Config) withDefaults() (Config, error) {
 		return c, fmt.Errorf("worker: Linger is %v, less than 10ms", c.Linger)
 	case c.MaxAge < c.Linger:
 		return c, fmt.Errorf("worker: MaxAge is %v, less than Linger", c.MaxAge)
+	case c.RepublishAttempts < 1 || c.RepublishAttempts > 1000:
+		return c, fmt.Errorf("worker: RepublishAttempts is %d, not 1 to 1000", c.RepublishAttempts)
+	case c.Retention > 0 && c.Retention < retentionLeast:
+		return c, fmt.Errorf("worker: Retention is %v, less than %v", c.Retention, retentionLeast)
 	case c.StopTimeout < 0:
 		return c, fmt.Errorf("worker: StopTimeout is negative")
 	}
@@ -93,6 +112,7 @@ type Worker struct {
 	metrics *metrics
 	stream  stream.Stream
 	hub     *hub
+	horizon horizon
 	owners  *ownerPool
 	poolCfg *pgxpool.Config
 	slots   chan struct{} // rounds of drains that run at once
@@ -173,17 +193,15 @@ func (w *Worker) Run(ctx context.Context) error {
 	}
 	defer w.pool.Close()
 	defer w.owners.closeAll()
-	if err := w.awaitDatabase(ctx); err != nil || ctx.Err() != nil {
+	if err := w.startRiver(ctx, bg); err != nil || ctx.Err() != nil {
 		return err
-	}
-	if err := w.river.Start(bg); err != nil {
-		return fmt.Errorf("worker: starting River: %w", err)
 	}
 
 	// All owned by Run, which waits for them below.
 	var watchers, ticker sync.WaitGroup
 	watchers.Go(func() { newDispatcher(w).run(ctx) })
 	watchers.Go(func() { w.listen(ctx) })
+	watchers.Go(func() { w.watchHorizon(ctx) })
 	tickCtx, stopTick := context.WithCancel(bg)
 	ticker.Go(func() { w.tick(tickCtx) })
 
@@ -232,12 +250,35 @@ func (w *Worker) open(ctx context.Context) error {
 	return nil
 }
 
+// startRiver waits for the database and starts River, again if the database goes away in between.
+func (w *Worker) startRiver(ctx, bg context.Context) error {
+	for failures := 0; ; failures++ {
+		if err := w.awaitDatabase(ctx); err != nil || ctx.Err() != nil {
+			return err
+		}
+		err := w.river.Start(bg)
+		if err == nil {
+			return nil
+		}
+		if pgErr, ok := errors.AsType[*pgconn.PgError](err); ok && !isFatal(pgErr) {
+			return fmt.Errorf("worker: starting River: %w", err)
+		}
+		w.log.WarnContext(ctx, "River could not start; trying again", "error", err)
+		if !sleep(ctx, jitter(backoff(failures, 50*time.Millisecond, 2*time.Second))) {
+			return nil
+		}
+		if w.river, err = w.newRiver(); err != nil { // one that has failed is not started again
+			return fmt.Errorf("worker: preparing River: %w", err)
+		}
+	}
+}
+
 // awaitDatabase waits until the database answers, and refuses one without the schema.
 func (w *Worker) awaitDatabase(ctx context.Context) error {
 	for failures := 0; ; failures++ {
 		actx, cancel := context.WithTimeout(ctx, connectTimeout)
 		var ready bool
-		err := w.pool.QueryRow(actx, `SELECT to_regprocedure('commitcast.sequence(smallint,bigint,integer,text,bigint)') IS NOT NULL
+		err := w.pool.QueryRow(actx, `SELECT to_regprocedure('commitcast.sequence(smallint,bigint,integer,text,bigint,bigint)') IS NOT NULL
 			AND to_regclass('commitcast.river_job') IS NOT NULL`).Scan(&ready)
 		cancel()
 		switch {

@@ -2,7 +2,6 @@ package worker
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"sync/atomic"
 	"testing"
@@ -241,7 +240,7 @@ func TestNoLockWhileRowsAreRead(t *testing.T) {
 	}
 	defer own.close()
 	p := own.conn.StartPipeline(t.Context())
-	own.sendSequence(p, 13, 1, 1000, "", 0)
+	own.sendSequence(p, 13, 1, 1000, report{})
 	own.sendRead(p, 13, 0, journal.MinusInfinity, 1000, 1<<30)
 	if err := p.Flush(); err != nil {
 		t.Fatal(err)
@@ -337,50 +336,6 @@ func (s *breakable) set(f func(context.Context, []stream.Offer) ([]stream.Answer
 		return
 	}
 	s.publish.Store(&f)
-}
-
-// G7: a topic that the stream refuses holds up no other, holds the watermark, and is published once it is not refused.
-func TestRefusedTopicHoldsUpNoOther(t *testing.T) {
-	b := newBench(t)
-	bad, good := topicIn(9, 0), topicIn(9, 1)
-	s := &breakable{Stream: b.stream}
-	refuse := func(ctx context.Context, offers []stream.Offer) ([]stream.Answer, error) {
-		answers := make([]stream.Answer, len(offers))
-		for i, o := range offers {
-			if o.Topic == bad {
-				answers[i].Err = errors.New("NOPERM this topic")
-				continue
-			}
-			a, err := b.stream.Publish(ctx, offers[i:i+1])
-			if err != nil {
-				return nil, err
-			}
-			answers[i] = a[0]
-		}
-		return answers, nil
-	}
-	s.set(refuse)
-	sub := b.subscribe(b.stream, b.epoch(), bad, good)
-	b.runOn(s, Config{})
-	for i := range int64(200) {
-		b.append(bad, `1`)
-		b.append(good, `1`)
-		if i%50 == 0 {
-			testkit.Eventually(t, 5*time.Second, func() bool { return sub.reached(good) == i+1 }, "event %d of the neighbour", i+1)
-		}
-	}
-	testkit.Eventually(t, 5*time.Second, func() bool { return sub.reached(good) == 200 }, "all events of the neighbour")
-	if p := scalar[int64](b, `SELECT published FROM commitcast.partition WHERE id = 9`); p != 0 {
-		t.Errorf("published is %d, past an event that was refused", p)
-	}
-	if n := sub.reached(bad); n != 0 {
-		t.Errorf("the refused topic got to %d", n)
-	}
-	s.set(nil)
-	b.published(60 * time.Second)
-	b.checkStream(b.journal(), fromStart)
-	testkit.Eventually(t, 5*time.Second, func() bool { return sub.reached(bad) == 200 }, "all events of the refused topic")
-	sub.noHoles(t)
 }
 
 // A panic ends the drain, with its connection and lock, and not the process; another drain goes on.

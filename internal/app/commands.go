@@ -49,6 +49,7 @@ func (c *migrateStatus) Run(ctx context.Context, s *streams) error {
 type workerCommand struct {
 	databaseFlags
 	RedisURL string `required:"" env:"REDIS_URL" placeholder:"URL" help:"Redis 7.0 or later: redis://user:password@host:6379/0."`
+	workerFlags
 	processFlags
 }
 
@@ -57,8 +58,12 @@ func (c *workerCommand) Run(ctx context.Context, s *streams) error {
 	if c.RedisURL == "" {
 		return usageError{errors.New("--redis-url is empty: a node of its own needs Redis; `commitcast all` does not")}
 	}
+	if err := c.checkWorker(); err != nil {
+		return err
+	}
+	config := c.worker()
 	p := &process{database: c.DatabaseURL, redis: c.RedisURL, ops: c.OpsListen, log: c.logger(s)}
-	return p.run(ctx, true, nil)
+	return p.run(ctx, &config, nil)
 }
 
 type broadcasterCommand struct {
@@ -77,12 +82,13 @@ func (c *broadcasterCommand) Run(ctx context.Context, s *streams) error {
 		return err
 	}
 	p := &process{database: c.DatabaseURL, redis: c.RedisURL, ops: c.OpsListen, log: c.logger(s)}
-	return p.run(ctx, false, &c.clientFlags)
+	return p.run(ctx, nil, &c.clientFlags)
 }
 
 type allCommand struct {
 	databaseFlags
 	streamFlags
+	workerFlags
 	processFlags
 	clientFlags
 }
@@ -92,6 +98,10 @@ func (c *allCommand) Run(ctx context.Context, s *streams) error {
 	if err := c.check(); err != nil {
 		return err
 	}
+	if err := c.checkWorker(); err != nil {
+		return err
+	}
+	config := c.worker()
 	p := &process{database: c.DatabaseURL, redis: c.RedisURL, ops: c.OpsListen, log: c.logger(s)}
-	return p.run(ctx, true, &c.clientFlags)
+	return p.run(ctx, &config, &c.clientFlags)
 }

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/commitcast/commitcast/broadcaster"
+	"github.com/commitcast/commitcast/worker"
 )
 
 // databaseFlags say where the database is.
@@ -26,6 +27,30 @@ type processFlags struct {
 	OpsListen string `env:"COMMITCAST_OPS_LISTEN" default:"127.0.0.1:8081" placeholder:"ADDR" help:"Address of /healthz, /readyz and /metrics (${default}); empty for none."`
 	LogLevel  string `env:"COMMITCAST_LOG_LEVEL" enum:"debug,info,warn,error" default:"info" help:"debug, info, warn or error (${default})."`
 	LogFormat string `env:"COMMITCAST_LOG_FORMAT" enum:"text,json" default:"text" help:"text or json (${default})."`
+}
+
+// workerFlags are those of commands that run a worker.
+type workerFlags struct {
+	Retention         time.Duration `env:"COMMITCAST_RETENTION" default:"168h" help:"How long events are kept for replay, in days, at least 24h (${default}); negative: for ever."`
+	RetentionBytes    int64         `env:"COMMITCAST_RETENTION_BYTES" default:"68719476736" placeholder:"BYTES" help:"How large the journal may grow until its oldest day is dropped all the same (${default}); negative: no limit."`
+	RepublishAttempts int           `env:"COMMITCAST_REPUBLISH_ATTEMPTS" default:"16" placeholder:"N" help:"How often a topic that the stream refuses is tried until it is a dead letter (${default}, half an hour)."`
+}
+
+// checkWorker refuses what package worker would, in the words of the command line.
+func (f *workerFlags) checkWorker() error {
+	switch {
+	case f.Retention >= 0 && f.Retention < 24*time.Hour:
+		return usageError{fmt.Errorf("--retention=%v: must be at least 24h, or negative to keep events for ever", f.Retention)}
+	case f.RetentionBytes == 0:
+		return usageError{fmt.Errorf("--retention-bytes=0: must be positive, or negative for no limit")}
+	case f.RepublishAttempts < 1 || f.RepublishAttempts > 1000:
+		return usageError{fmt.Errorf("--republish-attempts=%d: must be 1 to 1000", f.RepublishAttempts)}
+	}
+	return nil
+}
+
+func (f *workerFlags) worker() worker.Config {
+	return worker.Config{Retention: f.Retention, RetentionBytes: f.RetentionBytes, RepublishAttempts: f.RepublishAttempts}
 }
 
 // clientFlags are those of commands that serve clients.

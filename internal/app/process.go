@@ -28,10 +28,10 @@ type process struct {
 	log                  *slog.Logger
 }
 
-// run opens database and stream, runs a worker if asked to, and a broadcaster if there are flags for one, until ctx
+// run opens database and stream, runs a worker if there is a configuration for one, and a broadcaster if there are flags, until ctx
 // ends or one of them fails. Worker first, then broadcaster, then listeners: the order of the data, both in starting
 // and in draining.
-func (p *process) run(ctx context.Context, withWorker bool, clients *clientFlags) error {
+func (p *process) run(ctx context.Context, work *worker.Config, clients *clientFlags) error {
 	metrics := prometheus.NewRegistry()
 	metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 
@@ -63,8 +63,9 @@ func (p *process) run(ctx context.Context, withWorker bool, clients *clientFlags
 
 	var stages []stage
 	checks := make(map[string]func() error)
-	if withWorker {
-		w, err := worker.New(pool, s, worker.Config{Logger: p.log, Registerer: metrics})
+	if work != nil {
+		work.Logger, work.Registerer = p.log, metrics
+		w, err := worker.New(pool, s, *work)
 		if err != nil {
 			return err
 		}

@@ -27,6 +27,7 @@ type results struct {
 	At       time.Time        `json:"at"`
 	Machine  string           `json:"machine"`
 	Pipeline []pipelineResult `json:"pipeline"`
+	Pgbench  []pgbenchResult  `json:"pgbench"`
 	Writers  []writersResult  `json:"writers"`
 	Fanout   []fanResult      `json:"fanout"`
 }
@@ -60,7 +61,7 @@ func main() {
 		fmt.Printf("\nRound %d\n", round+1)
 		for _, hop := range hops {
 			if err := map[string]func(context.Context, float64) error{
-				"pipeline": r.pipeline, "writers": r.writers, "fanout": r.fanout,
+				"pipeline": r.pipeline, "pgbench": r.pgbench, "writers": r.writers, "fanout": r.fanout,
 			}[hop](ctx, seconds); err != nil {
 				fatal(err)
 			}
@@ -73,7 +74,7 @@ func main() {
 }
 
 // allHops are the parts of a round; HOPS selects some.
-var allHops = []string{"pipeline", "writers", "fanout"}
+var allHops = []string{"pipeline", "pgbench", "writers", "fanout"}
 
 func (r *results) pipeline(ctx context.Context, seconds float64) error {
 	for _, kind := range []string{kindLimit, kindCommitcast} {
@@ -92,6 +93,29 @@ func (r *results) pipeline(ctx context.Context, seconds float64) error {
 			fmt.Printf("    of it to the sequencing statement p50 %5.2f ms p99 %5.2f ms, from there to the socket p50 %5.2f ms p99 %5.2f ms\n",
 				p.SequenceP50, p.SequenceP99, p.SocketP50, p.SocketP99)
 		}
+	}
+	return nil
+}
+
+// pgbenchStretch is how many times longer than the other hops pgbench runs: it is the long run of real input.
+const pgbenchStretch = 4
+
+func (r *results) pgbench(ctx context.Context, seconds float64) error {
+	for _, kind := range []string{kindPlainTable, kindCommitcast} {
+		database, err := freshDatabase(ctx, "bench_pgbench")
+		if err != nil {
+			return err
+		}
+		p, err := pgbench(ctx, kind, database, pgbenchStretch*seconds)
+		if err != nil {
+			return err
+		}
+		r.Pgbench = append(r.Pgbench, p)
+		fmt.Printf("  pgbench, %d clients            %-14s %6.0f transactions/s", pgbenchClients, p.Kind, p.PerSecond)
+		if kind == kindCommitcast {
+			fmt.Printf(", %d: every balance equal on both nodes, no gap; the last event %.0f ms after the load", p.Transactions, p.CaughtUpMS)
+		}
+		fmt.Println()
 	}
 	return nil
 }
@@ -156,6 +180,10 @@ func (r *results) ratios() {
 	for _, w := range r.Writers {
 		rate[w.Kind] = append(rate[w.Kind], w.PerSecond)
 	}
+	var stock = map[string][]float64{}
+	for _, p := range r.Pgbench {
+		stock[p.Kind] = append(stock[p.Kind], p.PerSecond)
+	}
 	var fast = map[string][]float64{}
 	for _, f := range r.Fanout {
 		if f.Rate == 0 {
@@ -164,6 +192,7 @@ func (r *results) ratios() {
 	}
 	fmt.Printf("\nMedians, as ratios inside this run\n")
 	fmt.Printf("  commit → socket p50, to the bare hops:                     %.2f\n", median(p50[kindCommitcast])/median(p50[kindLimit]))
+	fmt.Printf("  pgbench, commitcast.append to a plain table:               %.2f\n", median(stock[kindCommitcast])/median(stock[kindPlainTable]))
 	fmt.Printf("  transactions/s, one topic to 10,000 topics:                %.2f\n", median(rate[kindOneTopic])/median(rate[kindManyTopics]))
 	fmt.Printf("  transactions/s, outbox to a plain table:                   %.2f\n", median(rate[kindManyTopics])/median(rate[kindPlainTable]))
 	fmt.Printf("  deliveries/s, shared log to a queue for each connection:   %.2f\n", median(fast[kindCommitcast])/median(fast[kindQueues]))

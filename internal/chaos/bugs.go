@@ -29,8 +29,9 @@ var bugs = []bug{
 	{
 		name: "replay-before-confirmed", about: "a subscription goes live before its channel is confirmed, and nobody looks at the head again",
 		patches: []patch{
-			{"broadcaster/join.go", "|| w.sub.t.isConfirmed()) {", "|| true) {"},
-			{"broadcaster/topic.go", "		b.heads.check(t) // what was published while nobody listened", ""},
+			{"broadcaster/splice.go", "f.confirmed || polled", "true || polled"},
+			{"broadcaster/splice.go", "return !f.looked || followed", "return followed"},
+			{"broadcaster/topic.go", "		b.joiner.kick()\n		b.heads.kick()", "		b.joiner.kick()"},
 			{"stream/redis_wanted.go", "	s.dirty = append(s.dirty, c)\n	s.wakeWriter()", "	s.dirty = append(s.dirty, c)\n	time.AfterFunc(300*time.Millisecond, s.wakeWriter)"},
 			{"stream/redis_wanted.go", `import "sync"`, "import (\n	\"sync\"\n	\"time\"\n)"},
 		},
@@ -39,9 +40,14 @@ var bugs = []bug{
 	{
 		name: "cursor-by-max-id", about: "sequencing never looks below the highest id that it has seen, which a late commit is",
 		patches: []patch{{"migrations/0001_init.up.sql",
-			"UPDATE commitcast.partition SET seq = part.seq, published = part.published, last_sequenced_at = at WHERE id = p;",
-			"UPDATE commitcast.partition SET seq = part.seq, published = part.published, last_sequenced_at = at, floor = greatest(floor, (SELECT max(j.id) FROM commitcast.journal j WHERE j.partition = p)) WHERE id = p;"}},
+			"published = part.published, floor = part.floor, last_sequenced_at = at",
+			"published = part.published, last_sequenced_at = at, floor = greatest(floor, (SELECT max(j.id) FROM commitcast.journal j WHERE j.partition = p))"}},
 		faults: "none", rounds: 4, caughtAs: []string{"event-lost", "stalled"}, fast: true,
+	},
+	{
+		name: "floor-waits-for-nobody", about: "the floor passes an event whose transaction has not committed",
+		patches: []patch{{"worker/horizon.go", "	if len(h.waiting) > 0 {\n		return\n	}\n", ""}},
+		faults:  "none", rounds: 8, caughtAs: []string{"event-lost", "stalled"},
 	},
 	{
 		name: "skip-on-gap", about: "a worker takes a hole in the stream for an answer",
@@ -53,8 +59,8 @@ var bugs = []bug{
 	{
 		name: "epoch-ignored", about: "a database that went back is taken for the same history",
 		patches: []patch{{"migrations/0001_init.up.sql",
-			"    IF e.incarnation = now_incarnation AND EXISTS (SELECT FROM commitcast.uncrashed WHERE ordinal = e.ordinal) THEN\n        RETURN e.name;",
-			"    IF e.name IS NOT NULL THEN\n        RETURN e.name;"}},
+			"    IF current_setting('commitcast.checked_epoch', true) = e.name THEN",
+			"    IF e.name IS NOT NULL THEN"}},
 		standby: true, rounds: 3, caughtAs: []string{"surfaced-differs", "stream-differs", "histories-mixed"},
 	},
 	{
@@ -87,8 +93,8 @@ var bugs = []bug{
 		standby: true, rounds: 12, caughtAs: []string{"state-differs"},
 	},
 	{
-		name: "watermark-of-last-batch", about: "what was offered counts as published, although it was refused",
-		patches: []patch{{"worker/watermark.go", "		s = min(s, first-1)\n", "		_ = first\n"}},
+		name: "set-aside-in-memory", about: "a topic that was refused counts as published, and only this process knows that it is not",
+		patches: []patch{{"worker/park.go", "		err = p.w.park(ctx, p.partition, refusals)\n", ""}},
 		faults:  "redis-refuse", caughtAs: []string{"published-unconfirmed"},
 	},
 	{
@@ -107,7 +113,7 @@ var bugs = []bug{
 	},
 	{
 		name: "pending-left-out", about: "a snapshot does not tell which of its events have no offset yet",
-		patches: []patch{{"outbox/snapshot.go", "			p.Pending = ids\n", "			_ = ids\n"}},
+		patches: []patch{{"outbox/snapshot.go", "		p.Pending = ids\n", "		_ = ids\n"}},
 		faults:  "worker-stop,worker-kill,clients-cut", caughtAs: []string{"state-differs"},
 	},
 	{
@@ -160,7 +166,7 @@ var bugs = []bug{
 	},
 	{
 		name: "cursor-not-asked", about: "a subscription begins at the head, not at its cursor",
-		patches: []patch{{"broadcaster/join.go", "			sub.cursor = sub.asked.Offset\n", ""}},
+		patches: []patch{{"broadcaster/splice.go", "		r.cursor = r.asked.Offset\n", ""}},
 		faults:  "clients-cut", rounds: 4, caughtAs: []string{"wire-answer", "wire-hole"},
 	},
 	{
@@ -187,13 +193,14 @@ var bugs = []bug{
 	},
 	{
 		name: "reset-instead-of-replay", about: "a subscriber that is behind is sent back to its snapshot",
-		patches: []patch{{"broadcaster/join.go", "	if live && p.Reason != \"\" {", "	if live && p.Reason == \"\" && !sub.asked.IsZero() && sub.asked.Offset < p.Head-2 {\n		p.Reason = \"trimmed\"\n	}\n	if live && p.Reason != \"\" {"}},
+		patches: []patch{{"broadcaster/join.go", "	outcome := sub.join(", "	if !sub.asked.IsZero() && sub.asked.Offset < p.Head-2 {\n		p.Reason = \"trimmed\"\n	}\n	outcome := sub.join("}},
 		faults:  "clients-cut", rounds: 4, caughtAs: []string{"needless-reset"},
 	},
 	{
 		name: "confirmed-twice-published", about: "what was confirmed in one epoch counts as published in the next",
 		patches: []patch{
-			{"migrations/0001_init.up.sql", "    IF done_epoch = current AND done > part.published THEN", "    IF done > part.published OR done_epoch IS DISTINCT FROM current THEN\n        done := greatest(done, part.seq);"},
+			{"migrations/0001_init.up.sql", "    IF told_epoch = current THEN\n        part.published := least(greatest(done, part.published), part.seq);",
+				"    IF true THEN\n        part.published := CASE WHEN done > part.published OR told_epoch IS DISTINCT FROM current THEN part.seq ELSE part.published END;"},
 		},
 		faults: "epoch-bump,redis-refuse,redis-pause", rounds: 20, caughtAs: []string{"published-unconfirmed", "stream-missing", "stream-forgot", "stream-behind"},
 	},

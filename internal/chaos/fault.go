@@ -253,7 +253,8 @@ func (f *fault) redisXDel() error {
 	return err
 }
 
-// redisRefuse takes the right to one topic's keys away. What of it was sequenced since must not count as published.
+// redisRefuse takes the right to one topic's keys away. What of it was sequenced since must not count as published, unless
+// the topic is set aside.
 func (f *fault) redisRefuse() error {
 	if !f.w.refusing.TryLock() {
 		return errors.New("another topic is refused now")
@@ -262,7 +263,7 @@ func (f *fault) redisRefuse() error {
 	nth := f.r.IntN(len(f.topics))
 	topic := f.topics[nth]
 	f.w.log.add("FAULT", "redis refuses %s", topic)
-	args := []any{"ACL", "SETUSER", "default", "resetkeys", "~cc:{p0}:tick"}
+	args := []any{"ACL", "SETUSER", "default", "resetkeys", "~cc:{p0}:tick", "~cc:*:canary"}
 	for _, t := range f.topics {
 		if t != topic {
 			args = append(args, "~cc:*:"+t)
@@ -287,7 +288,8 @@ func (f *fault) redisRefuse() error {
 	defer cancel()
 	var published, first int64
 	err := f.w.db().QueryRow(ctx, `SELECT p.published, j.seq FROM commitcast.partition p, commitcast.journal j
-		WHERE p.id = $1 AND j.partition = p.id AND j.topic = $2 AND j.sequenced_at > $3 ORDER BY j.seq LIMIT 1`,
+		WHERE p.id = $1 AND j.partition = p.id AND j.topic = $2 AND j.sequenced_at > $3
+			AND NOT EXISTS (SELECT FROM commitcast.parked k WHERE k.topic = $2) ORDER BY j.seq LIMIT 1`,
 		wire.Partition(topic), topic, since).Scan(&published, &first)
 	if err != nil {
 		return nil // nothing was written to it, or the database is away

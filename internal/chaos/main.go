@@ -29,6 +29,7 @@ type options struct {
 	bug     string
 	out     string
 	goOn    bool
+	until   string
 	verbose bool
 }
 
@@ -48,6 +49,7 @@ func main() {
 	flag.StringVar(&o.bug, "bug", "", "seed a bug into the product first; 'list' lists them")
 	flag.StringVar(&o.out, "out", filepath.Join(os.TempDir(), "commitcast-chaos"), "folder of timelines and results")
 	flag.BoolVar(&o.goOn, "go-on", false, "go on after a violation, with a new world")
+	flag.StringVar(&o.until, "until", "", "go on after other violations than these, with commas")
 	flag.BoolVar(&o.verbose, "v", false, "say what each round did")
 	flag.Parse()
 	if flag.NArg() > 0 {
@@ -96,7 +98,7 @@ func run(ctx context.Context, o options) (int, error) {
 		}
 		done += n
 		total += violated
-		if violated > 0 && !o.goOn {
+		if violated > 0 && o.stops(rec.Violations) {
 			break
 		}
 	}
@@ -111,6 +113,19 @@ func run(ctx context.Context, o options) (int, error) {
 	}
 	fmt.Printf("%d rounds in %v, %d violations; results in %s\n", len(rec.Rounds), time.Since(began).Round(time.Second), total, path)
 	return total, ctx.Err()
+}
+
+// stops says whether a run ends because of what was violated.
+func (o options) stops(violations map[string]int) bool {
+	if o.until == "" {
+		return !o.goOn
+	}
+	for name := range strings.SplitSeq(o.until, ",") {
+		if violations[name] > 0 {
+			return true
+		}
+	}
+	return false
 }
 
 // session runs rounds in one world until there are violations. It returns how many rounds it ran.

@@ -81,7 +81,7 @@ func (b bug) args(seed int) []string {
 	if rounds == 0 {
 		rounds = 10
 	}
-	args := []string{"-rounds", fmt.Sprint(rounds), "-seed", fmt.Sprint(seed)}
+	args := []string{"-rounds", fmt.Sprint(rounds), "-seed", fmt.Sprint(seed), "-until", strings.Join(b.caughtAs, ",")}
 	if b.standby {
 		args = append(args, "-standby")
 	}

@@ -113,7 +113,7 @@ func TestMigrateCommands(t *testing.T) {
 	for _, c := range []struct {
 		args, says string
 	}{
-		{"migrate status", ""}, {"migrate up", ""}, {"migrate up", ""}, {"migrate status", "1"},
+		{"migrate status", ""}, {"migrate up", ""}, {"migrate up", ""}, {"migrate status", "up to date"},
 		{"migrate down --yes", ""}, {"migrate up", ""}, {"version", "commitcast"}, {"--help", "migrate up"},
 	} {
 		stdout, stderr, code := command(t, env, strings.Fields(c.args)...)

@@ -1033,7 +1033,8 @@ var AGAIN = [408, 425, 429, 502, 503, 504];
 async function act(request, options = {}) {
   const { topic, optimistic, signal } = options;
   const key = options.key ?? newKey();
-  const saw = options.saw ?? topic?.view.cursor;
+  const cursor = topic?.view.cursor;
+  const saw = typeof options.saw === "number" && cursor !== void 0 ? `${cursor};${options.saw}` : options.saw ?? cursor;
   const headers = new Headers(request.headers);
   headers.set("Idempotency-Key", key);
   if (saw !== void 0) headers.set("Commitcast-Saw", String(saw));

@@ -17,7 +17,10 @@ export interface ActRequest {
 }
 
 export interface ActOptions<S> {
-  /** What the author saw: a version, a price, a cursor. Sent as Commitcast-Saw. Default: the cursor of `topic`. */
+  /**
+   * What the author saw, sent as Commitcast-Saw. A number is a version: it goes with the cursor of `topic`, which says in
+   * which history it was seen. A string is sent as it is: a cursor, or `cursor;value`. Default: the cursor of `topic`.
+   */
   saw?: string | number;
   /** The topic that the action is about. */
   topic?: Topic<S>;
@@ -75,7 +78,8 @@ export async function act<T = unknown, F = unknown, S = any>(
 ): Promise<ActResult<T, F>> {
   const { topic, optimistic, signal } = options;
   const key = options.key ?? newKey();
-  const saw = options.saw ?? topic?.view.cursor;
+  const cursor = topic?.view.cursor;
+  const saw = typeof options.saw === "number" && cursor !== undefined ? `${cursor};${options.saw}` : (options.saw ?? cursor);
   const headers = new Headers(request.headers);
   headers.set("Idempotency-Key", key);
   if (saw !== undefined) headers.set("Commitcast-Saw", String(saw));

@@ -44,8 +44,8 @@ test("an action carries what its author saw, and a key", async () => {
   assert.equal(seen[0].method, "POST");
   assert.deepEqual(seen[0].body, { shares: 3 });
   assert.match(seen[0].key, /^[0-9a-f]{32}$/);
-  await act({ url, method: "PUT" }, { saw: 17, key: "mine" });
-  assert.deepEqual([seen[1].saw, seen[1].key, seen[1].method], ["17", "mine", "PUT"]);
+  await act({ url, method: "PUT" }, { topic, saw: 17, key: "mine" });
+  assert.deepEqual([seen[1].saw, seen[1].key, seen[1].method], [`${E}:1;17`, "mine", "PUT"]);
   await act({ url });
   assert.equal(seen[2].saw, undefined);
   assert.notEqual(seen[2].key, seen[0].key);

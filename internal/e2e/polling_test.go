@@ -1,0 +1,279 @@
+package e2e
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net/http"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/commitcast/commitcast/internal/testkit"
+)
+
+// follower is a client that follows many topics and notes when each event came.
+type follower struct {
+	c       *testkit.Client
+	mu      sync.Mutex
+	came    map[int]time.Time // by the number in the event's data
+	wrong   error
+	offsets map[string]int64
+}
+
+// follow subscribes to topics "many:0" … and reads until the connection ends.
+func follow(t *testing.T, url string, topics int) *follower {
+	t.Helper()
+	f := &follower{c: testkit.Dial(t, url), came: make(map[int]time.Time), offsets: make(map[string]int64)}
+	const batch = 50 // requests in one message of at most 8 KiB
+	for at := 0; at < topics; at += batch {
+		var message strings.Builder
+		for i := at; i < min(topics, at+batch); i++ {
+			fmt.Fprintf(&message, `{"op":"subscribe","id":%d,"topic":"many:%d"}`+"\n", i+1, i)
+		}
+		f.c.Send(message.String())
+	}
+	for range topics {
+		m := f.c.Expect("subscribed")
+		f.offsets[m.Topic] = m.After
+	}
+	go func() { // ends with the connection
+		for {
+			m, err := f.c.Read(time.Minute)
+			if err != nil {
+				return
+			}
+			now := time.Now()
+			f.mu.Lock()
+			switch m.Op {
+			case "event":
+				if m.Offset != f.offsets[m.Topic]+1 {
+					f.wrong = fmt.Errorf("%s: %d after %d", m.Topic, m.Offset, f.offsets[m.Topic])
+				}
+				f.offsets[m.Topic] = m.Offset
+				n, _ := strconv.Atoi(string(m.Data))
+				f.came[n] = now
+			case "heartbeat":
+			default:
+				f.wrong = fmt.Errorf("%+v", m)
+			}
+			f.mu.Unlock()
+		}
+	}()
+	return f
+}
+
+// lateness is how long after their commits events first to last came, sorted.
+func lateness(t *testing.T, followers []*follower, committed []time.Time, first, last int) []time.Duration {
+	t.Helper()
+	testkit.Eventually(t, 30*time.Second, func() error {
+		for _, f := range followers {
+			f.mu.Lock()
+			wrong, missing := f.wrong, 0
+			for n := first; n < last; n++ {
+				if f.came[n].IsZero() {
+					missing++
+				}
+			}
+			f.mu.Unlock()
+			if wrong != nil || missing > 0 {
+				return fmt.Errorf("%d events have not come; %v", missing, wrong)
+			}
+		}
+		return nil
+	}, "events %d to %d are everywhere", first, last)
+	var late []time.Duration
+	for _, f := range followers {
+		f.mu.Lock()
+		for n := first; n < last; n++ {
+			late = append(late, f.came[n].Sub(committed[n]))
+		}
+		f.mu.Unlock()
+	}
+	slices.Sort(late)
+	return late
+}
+
+// metric reads one number from a node's metrics.
+func (n *node) metric(name string) float64 {
+	n.t.Helper()
+	body := n.get("/metrics")
+	for line := range strings.Lines(body) {
+		if value, ok := strings.CutPrefix(line, name+" "); ok {
+			v, err := strconv.ParseFloat(strings.TrimSpace(value), 64)
+			if err != nil {
+				n.t.Fatal(err)
+			}
+			return v
+		}
+	}
+	n.t.Fatalf("no metric %s", name)
+	return 0
+}
+
+func (n *node) get(path string) string {
+	n.t.Helper()
+	resp, err := http.Get(n.Ops + path)
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(resp.Body)
+	if err != nil || resp.StatusCode != http.StatusOK {
+		n.t.Fatalf("%s: %s, %v", path, resp.Status, err)
+	}
+	return string(body)
+}
+
+// While Redis is down, sequencing goes on and three broadcasters deliver 1,000 topics from the journal, at most about a
+// second late; readiness and metrics say so; and push comes back by itself.
+func TestRedisAwayIsPolled(t *testing.T) {
+	const topics, perSecond, seconds = 1000, 200, 4
+	database, redis := testkit.Database(t), testkit.Redis(t)
+	proxy := testkit.NewProxy(t, redis.URL())
+	url := proxy.URL(redis.URL())
+	start(t, database, url, "worker")
+	var nodes []*node
+	var followers []*follower
+	for range 3 {
+		n := start(t, database, url, "broadcaster")
+		nodes = append(nodes, n)
+		followers = append(followers, follow(t, n.URL, topics))
+	}
+	pool, err := pgxpool.New(t.Context(), database)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer pool.Close()
+
+	var committed []time.Time
+	write := func(events int) (first, last int) {
+		first = len(committed)
+		pace := time.NewTicker(time.Second / perSecond)
+		defer pace.Stop()
+		for range events {
+			<-pace.C
+			n := len(committed)
+			if _, err := pool.Exec(t.Context(), "SELECT commitcast.append($1, 'test', $2::text::json)", fmt.Sprintf("many:%d", rand.IntN(topics)), strconv.Itoa(n)); err != nil {
+				t.Fatal(err)
+			}
+			committed = append(committed, time.Now())
+		}
+		return first, len(committed)
+	}
+	transactions := func() (n int64) {
+		conn, err := pgx.Connect(t.Context(), database) // statistics of a session are flushed when it ends
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close(context.Background())
+		if err := conn.QueryRow(t.Context(), "SELECT xact_commit FROM pg_stat_database WHERE datname = current_database()").Scan(&n); err != nil {
+			t.Fatal(err)
+		}
+		return n
+	}
+	report := func(what string, first, last int, began time.Time, before int64) []time.Duration {
+		late := lateness(t, followers, committed, first, last)
+		took := time.Since(began).Seconds()
+		t.Logf("%s: %d events to 3 x %d subscriptions, commit to socket p50 %v p99 %v most %v; %.0f transactions/s in Postgres, of which %d/s are the writer's", what,
+			last-first, topics, late[len(late)/2], late[len(late)*99/100], late[len(late)-1], float64(transactions()-before)/took, perSecond)
+		return late
+	}
+
+	began, before := time.Now(), transactions()
+	first, last := write(perSecond)
+	report("pushed", first, last, began, before)
+
+	proxy.Refuse()
+	for _, n := range nodes {
+		testkit.Eventually(t, 10*time.Second, func() error {
+			if got := n.metric("commitcast_stream_subscriptions_up_count"); got != 0 {
+				return fmt.Errorf("%v subscriptions are up", got)
+			}
+			var ready map[string]string
+			if err := json.Unmarshal([]byte(n.get("/readyz")), &ready); err != nil || !strings.Contains(ready["broadcaster"], "polling the journal") {
+				return fmt.Errorf("readiness is %v, %v", ready, err)
+			}
+			return nil
+		}, "a broadcaster says that it polls")
+	}
+	began, before = time.Now(), transactions()
+	first, last = write(perSecond * seconds)
+	late := report("polled", first, last, began, before)
+	if p99 := late[len(late)*99/100]; p99 > time.Second {
+		t.Errorf("polled: p99 is %v, more than a second", p99)
+	}
+
+	proxy.Resume()
+	for _, n := range nodes {
+		testkit.Eventually(t, 20*time.Second, func() error {
+			if ready := n.get("/readyz"); strings.Contains(ready, "polling") {
+				return errors.New(ready)
+			}
+			return nil
+		}, "a broadcaster is pushed to again")
+	}
+	// Once every channel is confirmed and what was missed is healed, events come by push alone.
+	testkit.Eventually(t, 20*time.Second, func() error {
+		var healed float64
+		for _, n := range nodes {
+			healed -= n.metric("commitcast_broadcaster_events_healed_total")
+		}
+		first, last := write(perSecond / 4)
+		lateness(t, followers, committed, first, last)
+		for _, n := range nodes {
+			healed += n.metric("commitcast_broadcaster_events_healed_total")
+		}
+		if healed > 0 {
+			return fmt.Errorf("%v events were healed", healed)
+		}
+		return nil
+	}, "events are pushed again")
+}
+
+// A subscription whose connection has gone dead without a word is noticed, and events come by other ways meanwhile.
+func TestBlackHoledSubscription(t *testing.T) {
+	database, redis := testkit.Database(t), testkit.Redis(t)
+	proxy := testkit.NewProxy(t, redis.URL())
+	start(t, database, redis.URL(), "worker")
+	n := start(t, database, proxy.URL(redis.URL()), "broadcaster")
+	f := follow(t, n.URL, 10)
+	send := func(i int) (late time.Duration) {
+		exec1(t, database, "SELECT commitcast.append('many:3', 'test', $1::text::json)", strconv.Itoa(i))
+		committed := time.Now()
+		testkit.Eventually(t, 20*time.Second, func() bool {
+			f.mu.Lock()
+			defer f.mu.Unlock()
+			if f.wrong != nil {
+				t.Fatal(f.wrong)
+			}
+			late = f.came[i].Sub(committed)
+			return !f.came[i].IsZero()
+		}, "event %d comes", i)
+		return late
+	}
+	send(0)
+	proxy.Blackhole()
+	began := time.Now()
+	for i := 1; time.Since(began) < 6*time.Second; i++ { // the whole time in which it is noticed and after
+		late := send(i)
+		t.Logf("%v after the black hole: %v late", time.Since(began).Round(time.Millisecond), late.Round(time.Millisecond))
+		if late > 4*time.Second {
+			t.Errorf("an event was %v late", late)
+		}
+	}
+	proxy.Resume()
+	testkit.Eventually(t, 20*time.Second, func() bool {
+		return n.metric("commitcast_stream_subscriptions_up_count") == 1 && !strings.Contains(n.get("/readyz"), "polling")
+	}, "the subscription is up again")
+	send(1000)
+}

@@ -1,0 +1,8 @@
+-- Called by: journal_upkeep. Locks: none.
+-- The journal's leaves, oldest first: attached to it, detach pending, or detached; with what they take on disk.
+SELECT c.relname, i.inhrelid IS NOT NULL, coalesce(i.inhdetachpending, false),
+    coalesce(obj_description(c.oid, 'pg_class') = 'commitcast: past retention', false), coalesce(pg_total_relation_size(c.oid), 0)
+FROM pg_class c
+LEFT JOIN pg_inherits i ON i.inhrelid = c.oid AND i.inhparent = 'commitcast.journal'::regclass
+WHERE c.relnamespace = 'commitcast'::regnamespace AND c.relkind = 'r' AND c.relname ~ '^journal_[0-9]{8}$'
+ORDER BY c.relname

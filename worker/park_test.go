@@ -1,0 +1,348 @@
+package worker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/commitcast/commitcast/internal/testkit"
+	"github.com/commitcast/commitcast/stream"
+)
+
+// poisoned refuses every offer that holds one event of one topic, and counts the offers of that topic.
+type poisoned struct {
+	*breakable
+	real    stream.Stream
+	topic   string
+	offset  int64
+	offered atomic.Int64
+}
+
+func poison(s stream.Stream, topic string, offset int64) *poisoned {
+	p := &poisoned{breakable: &breakable{Stream: s}, real: s, topic: topic, offset: offset}
+	p.set(p.publishAll)
+	return p
+}
+
+var errPoison = errors.New("NOPERM not this one")
+
+func (p *poisoned) publishAll(ctx context.Context, offers []stream.Offer) ([]stream.Answer, error) {
+	answers := make([]stream.Answer, len(offers))
+	for i, o := range offers {
+		if o.Topic == p.topic {
+			p.offered.Add(1)
+			if o.First <= p.offset && p.offset <= o.Last() {
+				answers[i].Err = errPoison
+				continue
+			}
+		}
+		a, err := p.real.Publish(ctx, offers[i:i+1])
+		if err != nil {
+			return nil, err
+		}
+		answers[i] = a[0]
+	}
+	return answers, nil
+}
+
+// job is what River shows of a topic's newest republish job.
+type job struct {
+	state            string
+	attempt, snoozes int
+	errors           int
+}
+
+func (b *bench) job(topic string) (j job) {
+	b.t.Helper()
+	if err := b.pool.QueryRow(context.Background(), `SELECT state::text, attempt, coalesce((metadata->>'snoozes')::int, 0),
+		coalesce(array_length(errors, 1), 0) FROM commitcast.river_job WHERE kind = 'topic_republish' AND args->>'topic' = $1
+		ORDER BY id DESC LIMIT 1`, topic).Scan(&j.state, &j.attempt, &j.snoozes, &j.errors); err != nil {
+		b.t.Fatal(err)
+	}
+	return j
+}
+
+const setAsideSQL = `SELECT EXISTS (SELECT FROM commitcast.parked WHERE topic = $1)`
+
+// G7: a topic that the stream refuses is set aside: its neighbours, and the partition's watermark, flow past it; the
+// events behind the refused one cost no attempts; and once it is not refused all of it is published.
+func TestRefusedTopicIsSetAside(t *testing.T) {
+	const behind = 10_000
+	b := newBench(t)
+	bad, good := topicIn(9, 0), topicIn(9, 1)
+	s := poison(b.stream, bad, 5)
+	sub := b.subscribe(b.stream, b.epoch(), bad, good)
+	b.runOn(s, Config{})
+	for i := range int64(8) {
+		b.append(bad, `1`)
+		b.append(good, `1`)
+		testkit.Eventually(t, 5*time.Second, func() bool { return sub.reached(good) == i+1 }, "event %d of the neighbour", i+1)
+	}
+	testkit.Eventually(t, 5*time.Second, func() bool { return scalar[bool](b, setAsideSQL, bad) }, "set aside")
+	for i := range int64(20) {
+		b.exec(`INSERT INTO commitcast.outbox (partition, topic, type, data) SELECT 9, $1, 'e', to_json(i) FROM generate_series(1, $2) i`, bad, behind/20)
+		b.append(good, `1`)
+		testkit.Eventually(t, 5*time.Second, func() bool { return sub.reached(good) == i+9 }, "event %d of the neighbour", i+9)
+	}
+	b.published(10 * time.Second) // the watermark passes what was set aside
+	if n := sub.reached(bad); n != 4 {
+		t.Errorf("the refused topic got to %d, not up to the event before the refused one", n)
+	}
+	testkit.Eventually(t, 10*time.Second, func() bool { return b.job(bad).errors >= 2 }, "two failed attempts")
+	offered, attempts := s.offered.Load(), int64(b.job(bad).errors+1)
+	// One by the drain for each event before it was set aside, and by each attempt one for each halving of a piece.
+	if most := 8 + attempts*12; offered > most {
+		t.Errorf("%d offers of the refused topic in %d attempts", offered, attempts)
+	}
+	t.Logf("%d events behind a refused one: %d offers in %d attempts", behind, offered, attempts)
+	s.set(nil)
+	testkit.Eventually(t, 30*time.Second, func() bool { return !scalar[bool](b, setAsideSQL, bad) }, "not set aside any more")
+	b.append(bad, `"after"`)
+	testkit.Eventually(t, 10*time.Second, func() bool { return sub.reached(bad) == behind+9 }, "all events of the refused topic")
+	b.published(5 * time.Second)
+	b.checkStream(b.journal(), fromStart)
+	sub.noHoles(t)
+	testkit.Eventually(t, 5*time.Second, func() bool { return b.job(bad).state == "completed" }, "its job completed")
+}
+
+// The first retry comes within a second.
+func TestFirstRetryIsSoon(t *testing.T) {
+	b := newBench(t)
+	bad := topicIn(3, 0)
+	s := poison(b.stream, bad, 1)
+	b.runOn(s, Config{})
+	b.append(bad, `1`)
+	testkit.Eventually(t, 10*time.Second, func() bool { return s.offered.Load() >= 1 }, "refused once")
+	start := time.Now()
+	s.set(nil)
+	testkit.Eventually(t, 10*time.Second, func() bool {
+		return scalar[bool](b, `SELECT count(*) = 1 FROM commitcast.river_job WHERE kind = 'topic_republish' AND state = 'completed'`)
+	}, "published by its job")
+	if took := time.Since(start); took > 3*time.Second { // a second, and the machine's own slowness
+		t.Errorf("the first retry came after %v", took)
+	}
+}
+
+// After the last attempt the topic is a dead letter, in River and in the database; new events of it and of its
+// neighbours are no attempts; redrive publishes all of it in order while new events keep coming.
+func TestDeadLetterAndRedrive(t *testing.T) {
+	b := newBench(t)
+	bad, good := topicIn(9, 0), topicIn(9, 1)
+	s := poison(b.stream, bad, 3)
+	sub := b.subscribe(b.stream, b.epoch(), bad, good)
+	_, stop := b.runOn(s, Config{RepublishAttempts: 2})
+	for i := range 6 {
+		b.append(bad, fmt.Sprint(i+1))
+	}
+	const diedSQL = `SELECT EXISTS (SELECT FROM commitcast.parked WHERE topic = $1 AND died_at IS NOT NULL)`
+	testkit.Eventually(t, 20*time.Second, func() bool { return scalar[bool](b, diedSQL, bad) }, "given up")
+	testkit.Eventually(t, 5*time.Second, func() bool { return b.job(bad) == job{"discarded", 2, 0, 2} }, "its job discarded")
+	var data, why string
+	var offset int64
+	var attempts int
+	if err := b.pool.QueryRow(t.Context(), `SELECT "offset", data::text, error, attempts FROM commitcast.dead_letter WHERE topic = $1`, bad).
+		Scan(&offset, &data, &why, &attempts); err != nil {
+		t.Fatal(err)
+	}
+	if offset != 3 || data != "3" || why != "offset 3: "+errPoison.Error() || attempts != 2 {
+		t.Errorf("dead letter: offset %d, data %s, error %q, %d attempts", offset, data, why, attempts)
+	}
+	stop() // another worker must know, too
+	_, stop = b.runOn(s, Config{RepublishAttempts: 2})
+	before := s.offered.Load()
+	for range 50 {
+		b.append(bad, `1`)
+		b.append(good, `1`)
+	}
+	b.published(10 * time.Second)
+	if n := s.offered.Load() - before; n != 0 {
+		t.Errorf("%d offers of a topic that was given up", n)
+	}
+	if sub.reached(good) != 50 || sub.reached(bad) != 2 {
+		t.Errorf("the neighbour got to %d, the dead topic to %d", sub.reached(good), sub.reached(bad))
+	}
+
+	// A redrive whose cause is not gone fails as before, and leaves the topic set aside.
+	if taken, err := Redrive(t.Context(), b.pool, bad, "never:was"); err != nil || len(taken) != 1 || taken[0] != bad {
+		t.Fatalf("redrive: %v, %v", taken, err)
+	}
+	testkit.Eventually(t, 20*time.Second, func() bool { return b.job(bad).errors >= 2 }, "tried again, in vain")
+	if !scalar[bool](b, setAsideSQL, bad) || scalar[bool](b, diedSQL, bad) || sub.reached(bad) != 2 {
+		t.Error("a redrive that fails does not leave the topic set aside")
+	}
+	b.exec(`UPDATE commitcast.parked SET died_at = now()`) // as after its last attempt, half an hour later
+	b.exec(`UPDATE commitcast.river_job SET state = 'discarded', finalized_at = now() WHERE kind = 'topic_republish' AND state <> 'discarded'`)
+
+	s.set(nil)
+	ctx, cancel := context.WithCancel(t.Context())
+	writing := make(chan int64, 1)
+	go func() { // ends with cancel, for whose result we wait
+		n := int64(0)
+		for ctx.Err() == nil {
+			if _, err := b.pool.Exec(context.Background(), appendSQL, bad, `1`); err != nil {
+				t.Error(err)
+			}
+			n++
+		}
+		writing <- n
+	}()
+	if taken, err := Redrive(t.Context(), b.pool); err != nil || len(taken) != 1 {
+		t.Fatalf("redrive: %v, %v", taken, err)
+	}
+	testkit.Eventually(t, 60*time.Second, func() bool { return !scalar[bool](b, setAsideSQL, bad) }, "redriven")
+	testkit.Eventually(t, 10*time.Second, func() bool { return sub.reached(bad) > 100 }, "new events flow")
+	cancel()
+	n := <-writing
+	testkit.Eventually(t, 10*time.Second, func() bool { return sub.reached(bad) == 56+n }, "every event of the redriven topic")
+	b.published(5 * time.Second)
+	b.checkStream(b.journal(), fromStart)
+	sub.noHoles(t)
+	if n := scalar[int](b, `SELECT count(*) FROM commitcast.dead_letter WHERE redriven_at IS NOT NULL`); n != 1 {
+		t.Errorf("%d dead letters are marked as redriven", n)
+	}
+	stop()
+}
+
+// A topic that is unparked while its events pour in loses none of them to a drain that still thinks it set aside: many
+// times over, with the drain held up where it knows the least.
+func TestUnparkWhileEventsPourIn(t *testing.T) {
+	b := newBench(t)
+	topic := topicIn(9, 0)
+	s := &breakable{Stream: b.stream}
+	var refuse atomic.Bool
+	s.set(func(ctx context.Context, offers []stream.Offer) ([]stream.Answer, error) {
+		if refuse.Load() && offers[0].Topic == topic {
+			return []stream.Answer{{Err: errPoison}}, nil
+		}
+		return b.stream.Publish(ctx, offers)
+	})
+	sub := b.subscribe(b.stream, b.epoch(), topic)
+	b.runOn(s, Config{})
+	n := int64(0)
+	for round := range 15 {
+		refuse.Store(true)
+		testkit.Eventually(t, 10*time.Second, func() bool {
+			b.append(topic, `1`)
+			n++
+			return scalar[bool](b, setAsideSQL, topic)
+		}, "set aside in round %d", round)
+		refuse.Store(false)
+		testkit.Eventually(t, 20*time.Second, func() bool {
+			b.append(topic, `1`)
+			n++
+			return !scalar[bool](b, setAsideSQL, topic)
+		}, "unparked in round %d", round)
+		testkit.Eventually(t, 5*time.Second, func() bool { return sub.reached(topic) == n }, "all %d events in round %d", n, round)
+	}
+	b.published(5 * time.Second)
+	b.checkStream(b.journal(), fromStart)
+	sub.noHoles(t)
+}
+
+// However long a stream is not there, it is no attempt of anybody.
+func TestTroubleOfTheStreamIsNoAttempt(t *testing.T) {
+	for name, trouble := range map[string]func() ([]stream.Answer, error){
+		"away":            func() ([]stream.Answer, error) { return nil, fmt.Errorf("%w: LOADING", stream.ErrUnavailable) },
+		"refuses us all":  func() ([]stream.Answer, error) { return []stream.Answer{{Err: errPoison}}, nil },
+		"answers nothing": func() ([]stream.Answer, error) { return nil, nil },
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			b := newBench(t)
+			bad, other := topicIn(9, 0), topicIn(9, 1)
+			s := poison(b.stream, bad, 1)
+			b.runOn(s, Config{RepublishAttempts: 3})
+			b.append(bad, `1`)
+			testkit.Eventually(t, 10*time.Second, func() bool { return scalar[bool](b, setAsideSQL, bad) }, "set aside")
+			s.set(func(_ context.Context, offers []stream.Offer) ([]stream.Answer, error) {
+				answers, err := trouble()
+				for len(answers) > 0 && len(answers) < len(offers) {
+					answers = append(answers, answers[0])
+				}
+				return answers, err
+			})
+			b.append(other, `1`)
+			testkit.Eventually(t, 60*time.Second, func() bool { return b.job(bad).snoozes >= 5 }, "put off more often than it may fail")
+			if j := b.job(bad); j.errors > 2 || j.state == "discarded" {
+				t.Errorf("%+v: trouble of the stream counts as attempts", j)
+			}
+			if scalar[bool](b, setAsideSQL, other) {
+				t.Error("a topic was set aside because of the stream")
+			}
+			s.set(nil)
+			b.published(20 * time.Second)
+			testkit.Eventually(t, 60*time.Second, func() bool { return !scalar[bool](b, setAsideSQL, bad) }, "published at last")
+			b.checkStream(b.journal(), fromStart)
+			if n := scalar[int](b, `SELECT count(*) FROM commitcast.dead_letter`); n != 0 {
+				t.Errorf("%d dead letters", n)
+			}
+		})
+	}
+}
+
+// The same with a real server in each of its moods, from the first event on.
+func TestRedisInTroubleMakesNoDeadLetter(t *testing.T) {
+	r := testkit.Redis(t, "maxmemory-policy noeviction")
+	b := benchOn(t, testkit.Database(t), r.URL())
+	c := b.redisClient()
+	s := &breakable{Stream: b.stream}
+	var failed atomic.Int64
+	s.set(func(ctx context.Context, offers []stream.Offer) ([]stream.Answer, error) {
+		answers, err := b.stream.Publish(ctx, offers)
+		if err != nil || answers[0].Err != nil {
+			failed.Add(1)
+		}
+		return answers, err
+	})
+	b.runOn(s, Config{RepublishAttempts: 1})
+	b.append("t:0", `0`)
+	b.published(10 * time.Second)
+	do := func(args ...any) {
+		t.Helper()
+		if err := c.Do(t.Context(), args...).Err(); err != nil {
+			t.Fatalf("%v: %v", args, err)
+		}
+	}
+	for _, mood := range []struct {
+		name       string
+		failures   int64 // to wait for; while nothing is connected, publishing is not even tried
+		begin, end func()
+	}{
+		{"OOM", 5, func() { do("CONFIG", "SET", "maxmemory", "100kb") }, func() { do("CONFIG", "SET", "maxmemory", "0") }},
+		{"READONLY", 5, func() { do("REPLICAOF", "127.0.0.1", "1") }, func() { do("REPLICAOF", "NO", "ONE") }},
+		{"no right to announce", 5, func() { do("ACL", "SETUSER", "default", "-spublish") }, func() { do("ACL", "SETUSER", "default", "+@all") }},
+		{"no right to store", 5, func() { do("ACL", "SETUSER", "default", "-xadd") }, func() { do("ACL", "SETUSER", "default", "+@all") }},
+		{"gone", 1, func() { r.Kill() }, func() {
+			if err := r.Start(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+		}},
+	} {
+		mood.begin()
+		failed.Store(0)
+		for i := range 5 {
+			b.append(fmt.Sprintf("t:%d", i), `1`)
+		}
+		testkit.Eventually(t, 20*time.Second, func() bool { return failed.Load() >= mood.failures }, "%s: publications failed", mood.name)
+		mood.end()
+		b.published(20 * time.Second)
+		if n := scalar[int](b, `SELECT (SELECT count(*) FROM commitcast.parked) + (SELECT count(*) FROM commitcast.dead_letter)`); n != 0 {
+			t.Errorf("%s: %d topics were set aside", mood.name, n)
+		}
+	}
+}
+
+// A topic that is set aside without a job gets one.
+func TestSetAsideWithoutAJob(t *testing.T) {
+	b := newBench(t)
+	b.exec(`INSERT INTO commitcast.topic VALUES ('x', commitcast.partition_of('x'), 0, '1-00000000')`)
+	b.exec(`INSERT INTO commitcast.parked (topic, partition, parked_from, error) VALUES ('x', commitcast.partition_of('x'), 1, 'lost')`)
+	b.append("x", `1`)
+	b.run(Config{})
+	testkit.Eventually(t, 20*time.Second, func() bool { return !scalar[bool](b, setAsideSQL, "x") }, "adopted")
+	b.published(5 * time.Second)
+	b.checkStream(b.journal(), fromStart)
+}
