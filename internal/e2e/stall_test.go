@@ -82,7 +82,8 @@ func TestIdleTransactionsDelayNobody(t *testing.T) {
 		}
 	}
 	slices.Sort(took)
-	if took[events/2] > 100*time.Millisecond || took[events-1] > 2*time.Second {
+	// Whoever waited for one of the transactions would wait to the test's end; a busy machine may well take a second or two.
+	if took[events/2] > 100*time.Millisecond || took[events-1] > 10*time.Second {
 		t.Errorf("median %v, slowest %v", took[events/2], took[events-1])
 	}
 	if _, err := appender.Exec(t.Context(), "COMMIT"); err != nil {
