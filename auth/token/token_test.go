@@ -16,11 +16,12 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"testing"
 	"time"
 
@@ -299,33 +300,13 @@ func TestConfigMistakes(t *testing.T) {
 	}
 }
 
-// issuer publishes a JWK Set.
-type issuer struct {
-	*httptest.Server
-	body    atomic.Pointer[string]
-	status  atomic.Int64
-	fetched atomic.Int64
-}
-
-func newIssuer(t *testing.T, keys ...m) *issuer {
-	i := &issuer{}
-	i.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		i.fetched.Add(1)
-		if s := i.status.Load(); s != 0 {
-			w.Header().Set("Location", "/elsewhere")
-			w.WriteHeader(int(s))
-		}
-		fmt.Fprint(w, *i.body.Load())
-	}))
-	t.Cleanup(i.Close)
-	i.publish(keys...)
-	return i
-}
-
-func (i *issuer) publish(keys ...m) {
+// newIssuer publishes a JWK Set.
+func newIssuer(t *testing.T, keys ...m) (url string) {
+	t.Helper()
 	text, _ := json.Marshal(m{"keys": keys})
-	body := string(text)
-	i.body.Store(&body)
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { w.Write(text) }))
+	t.Cleanup(server.Close)
+	return server.URL
 }
 
 func edJWK(id string, key ed25519.PublicKey, more m) m {
@@ -343,7 +324,7 @@ func TestSetHoldsOtherThings(t *testing.T) {
 	other := edJWK("alg", encPrivate.Public().(ed25519.PublicKey), m{"alg": "ES256"})
 	i := newIssuer(t, m{"kty": "oct", "kid": "oct", "k": base64.RawURLEncoding.EncodeToString(secret)}, m{"kty": "XYZ", "kid": "?"},
 		m{"kty": "RSA", "kid": "broken", "n": "!", "e": "AQAB"}, enc, other, edJWK("a", edPublic, m{"use": "sig", "alg": "EdDSA", "x5u": "https://evil.test/never"}))
-	v := verifier(t, token.Config{Algorithms: []string{"EdDSA"}, JWKSURL: i.URL})
+	v := verifier(t, token.Config{Algorithms: []string{"EdDSA"}, JWKSURL: i})
 	if _, err := v.Verify(t.Context(), sign(t, edPrivate, m{"alg": "EdDSA", "kid": "a"}, good(nil))); err != nil {
 		t.Error(err)
 	}
@@ -355,6 +336,37 @@ func TestSetHoldsOtherThings(t *testing.T) {
 		if who, err := v.Verify(t.Context(), text); err == nil {
 			t.Errorf("%+v", who)
 		}
+	}
+}
+
+// What is no set leaves the keys unknown: come back, not go away.
+func TestSetThatIsNone(t *testing.T) {
+	for name, answer := range map[string]func(w http.ResponseWriter){
+		"an error":   func(w http.ResponseWriter) { w.WriteHeader(500) },
+		"a redirect": func(w http.ResponseWriter) { w.Header().Set("Location", "/keys"); w.WriteHeader(302) },
+		"a page":     func(w http.ResponseWriter) { fmt.Fprint(w, "<html>") },
+		"nothing":    func(w http.ResponseWriter) { fmt.Fprint(w, `{"keys":[]}`) },
+		"too much": func(w http.ResponseWriter) {
+			fmt.Fprintf(w, `{"keys":[{"kty":"OKP","crv":"Ed25519","x":%q}],"pad":%q}`, base64.RawURLEncoding.EncodeToString(edPublic), strings.Repeat("x", 1<<20))
+		},
+		"too many": func(w http.ResponseWriter) {
+			one := fmt.Sprintf(`{"kty":"OKP","crv":"Ed25519","x":%q}`, base64.RawURLEncoding.EncodeToString(edPublic))
+			fmt.Fprintf(w, `{"keys":[%s]}`, strings.Join(slices.Repeat([]string{one}, 40), ","))
+		},
+	} {
+		server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if r.URL.Path == "/keys" {
+				text, _ := json.Marshal(m{"keys": []m{edJWK("", edPublic, nil)}})
+				w.Write(text)
+				return
+			}
+			answer(w)
+		}))
+		v := verifier(t, token.Config{Algorithms: []string{"EdDSA"}, JWKSURL: server.URL, Logger: slog.New(slog.DiscardHandler)})
+		if who, err := v.Verify(t.Context(), sign(t, edPrivate, m{"alg": "EdDSA"}, good(nil))); err == nil || errors.Is(err, auth.ErrRefused) {
+			t.Errorf("%s: %+v %v", name, who, err)
+		}
+		server.Close()
 	}
 }
 
