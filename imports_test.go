@@ -55,7 +55,7 @@ var rules = map[string]rule{
 		never: []string{pgx, river, jwt, jwkset},
 	},
 	// What a token is made of is known below auth/token only: who brings a Verifier of his own needs none of it.
-	"auth":       {ours: []string{"wire"}, never: []string{jwt, jwkset}},
+	"auth":       {ours: []string{"wire"}, theirs: []string{prometheus, sync}, never: []string{jwt, jwkset}},
 	"auth/token": {ours: []string{"auth", "wire"}, theirs: []string{jwt, jwkset}, never: []string{pgx, river, goRedis}},
 	"client":     {ours: []string{"wire"}, theirs: []string{websocket}, never: []string{pgx, river, goRedis}},
 	// The TypeScript package as files; a Go program may serve them.

@@ -6,14 +6,20 @@ import (
 	"fmt"
 	"net/http"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/commitcast/commitcast/auth"
 	"github.com/commitcast/commitcast/wire"
 )
 
-// maxReason is the longest text of a close frame, in bytes (RFC 6455).
-const maxReason = 123
+const (
+	// maxReason is the longest text of a close frame, in bytes (RFC 6455).
+	maxReason = 123
+	// reviewsAtOnce is how many subscriptions of one session are held to a newer token at once: an Authorizer may have to
+	// ask somebody.
+	reviewsAtOnce = 16
+)
 
 // ended is the error that ends a connection with a close code.
 type ended struct{ code wire.CloseCode }
@@ -166,11 +172,18 @@ func (s *session) review(ctx context.Context, who *auth.Identity) {
 		subs = append(subs, sub)
 	}
 	s.mu.Unlock()
+	var all sync.WaitGroup
+	turns := make(chan struct{}, reviewsAtOnce)
 	for _, sub := range subs {
-		if refusal := s.b.allowed(ctx, who, sub.t.name); refusal != nil {
-			s.b.revoke(sub, refusal)
-		}
+		turns <- struct{}{}
+		all.Go(func() { // waited for below
+			defer func() { <-turns }()
+			if refusal := s.b.allowed(ctx, who, sub.t.name); refusal != nil {
+				s.b.revoke(sub, refusal)
+			}
+		})
 	}
+	all.Wait()
 }
 
 // revoke ends a subscription that may not go on, and says so to the client.

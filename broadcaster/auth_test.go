@@ -8,8 +8,10 @@ import (
 	"io"
 	"log/slog"
 	"net/http"
+	"net/http/httptest"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -364,4 +366,58 @@ func TestReplayIsAuthorizedPageByPage(t *testing.T) {
 	r.commit("t", 1)
 	c.Subscribe(2, "u", "") // nothing of t comes any more
 	c.Expect("subscribed")
+}
+
+// A service that decides about topics and is slow, or gone, keeps new subscriptions out, and neither the events of those that
+// there are, nor for long the client that asks.
+func TestWebhookDownOrSlow(t *testing.T) {
+	var hang atomic.Bool
+	release := make(chan struct{})
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if hang.Load() {
+			select {
+			case <-release:
+			case <-r.Context().Done():
+			}
+			return
+		}
+		fmt.Fprint(w, `{"allow":true}`)
+	}))
+	defer server.Close()
+	defer close(release)
+	hook, err := auth.NewWebhook(auth.WebhookConfig{URL: server.URL, Timeout: 200 * time.Millisecond, Logger: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer hook.Close()
+	r := newRig(t, nil, broadcaster.Config{Verifier: plain{}, Authorizer: hook})
+	c, other := open(t, r.URL, nil), open(t, r.URL, nil)
+	c.Auth(plainToken("7", time.Hour, "**"))
+	other.Auth(plainToken("8", time.Hour, "**"))
+	c.Subscribe(1, "a", "")
+	c.Expect("subscribed")
+	hang.Store(true)
+	for i := range 200 { // one after the other they would take 40 s
+		other.Subscribe(i, fmt.Sprint("t", i), "")
+	}
+	for n := int64(1); n <= 5; n++ {
+		r.commit("a", 1)
+		c.ExpectEvents("a", n, n)
+	}
+	began := time.Now()
+	for i := range 99 { // the hundredth refusal ends the connection
+		if m := other.Expect("error"); m.Code != "unavailable" || m.ID != int64(i) {
+			t.Fatalf("%+v", m)
+		}
+	}
+	if d := time.Since(began); d > 15*time.Second {
+		t.Errorf("took %v", d)
+	}
+	server.CloseClientConnections()
+	server.Listener.Close()
+	if status, h, body := answerOf(t, r.events("b"), bearer(plainToken("9", time.Hour, "**"))); status != 503 || h.Get("Retry-After") == "" {
+		t.Errorf("%d %s", status, body)
+	}
+	r.commit("a", 1)
+	c.ExpectEvents("a", 6, 6)
 }

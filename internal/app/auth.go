@@ -3,8 +3,10 @@ package app
 import (
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"os"
+	"strings"
 	"time"
 
 	"github.com/commitcast/commitcast/auth"
@@ -26,6 +28,10 @@ type authFlags struct {
 	JWTLeeway      time.Duration `name:"jwt-leeway" env:"COMMITCAST_JWT_LEEWAY" default:"10s" help:"By how much clocks may differ, at most 5m (${default})."`
 	JWTTopicsClaim string        `name:"jwt-topics-claim" env:"COMMITCAST_JWT_TOPICS_CLAIM" default:"topics" placeholder:"CLAIM" help:"The claim that holds the patterns of topics which the token allows (${default})."`
 	AllowTopics    []string      `env:"COMMITCAST_ALLOW_TOPICS" placeholder:"PATTERN" help:"Topics that every good token allows besides, as patterns: market:*, user:{sub}."`
+	AuthorizeURL   string        `name:"authorize-url" env:"COMMITCAST_AUTHORIZE_URL" placeholder:"URL" help:"A service that is asked about each topic, instead of going by the patterns of the token."`
+	AuthorizeFile  string        `name:"authorize-bearer-file" env:"COMMITCAST_AUTHORIZE_BEARER_FILE" placeholder:"FILE" help:"A file with what that service gets as 'Authorization: Bearer'."`
+	AuthorizeWait  time.Duration `name:"authorize-timeout" env:"COMMITCAST_AUTHORIZE_TIMEOUT" default:"1s" help:"How long it may take; then the topic is not allowed (${default})."`
+	AuthorizeTTL   time.Duration `name:"authorize-ttl" env:"COMMITCAST_AUTHORIZE_TTL" default:"30s" help:"How long what it has allowed is remembered (${default})."`
 	AuthGrace      time.Duration `env:"COMMITCAST_AUTH_GRACE" default:"10s" help:"How long a session goes on after its token has expired, for a newer one to arrive (${default})."`
 }
 
@@ -34,7 +40,7 @@ func (f *authFlags) check() error {
 	switch f.Auth {
 	case "jwt":
 	case "off":
-		if len(f.JWTAlg) > 0 || len(f.JWTKeyFile) > 0 || f.JWKSURL != "" || len(f.AllowTopics) > 0 {
+		if len(f.JWTAlg) > 0 || len(f.JWTKeyFile) > 0 || f.JWKSURL != "" || len(f.AllowTopics) > 0 || f.AuthorizeURL != "" {
 			return usageError{errors.New("--auth=off, and yet keys or topics of tokens: say which")}
 		}
 		return nil
@@ -54,6 +60,16 @@ func (f *authFlags) check() error {
 		return usageError{fmt.Errorf("--jwt-leeway=%v: must be 0 to %v", f.JWTLeeway, token.MaxLeeway)}
 	case f.AuthGrace < 0 || f.AuthGrace > time.Hour:
 		return usageError{fmt.Errorf("--auth-grace=%v: must be 0 to 1h", f.AuthGrace)}
+	}
+	switch {
+	case f.AuthorizeURL == "" && f.AuthorizeFile != "":
+		return usageError{errors.New("--authorize-bearer-file without --authorize-url")}
+	case f.AuthorizeURL != "" && len(f.AllowTopics) > 0:
+		return usageError{errors.New("--authorize-url decides alone: it cannot go with --allow-topics")}
+	case f.AuthorizeWait <= 0 || f.AuthorizeWait > 10*time.Second:
+		return usageError{fmt.Errorf("--authorize-timeout=%v: must be above 0, at most 10s", f.AuthorizeWait)}
+	case f.AuthorizeTTL <= 0 || f.AuthorizeTTL > time.Hour:
+		return usageError{fmt.Errorf("--authorize-ttl=%v: must be above 0, at most 1h", f.AuthorizeTTL)}
 	}
 	for _, text := range f.AllowTopics {
 		if _, err := auth.ParsePattern(text); err != nil {
@@ -92,18 +108,41 @@ func (f *authFlags) configure(c *broadcaster.Config, log *slog.Logger) error {
 		return usageError{err}
 	}
 	c.Verifier = v
+	if f.AuthorizeURL == "" {
+		return nil
+	}
+	hook := auth.WebhookConfig{URL: f.AuthorizeURL, Timeout: f.AuthorizeWait, TTL: f.AuthorizeTTL, Logger: log, Registerer: c.Registerer}
+	if f.AuthorizeFile != "" {
+		text, err := readSmall(f.AuthorizeFile)
+		if err != nil {
+			return usageError{fmt.Errorf("--authorize-bearer-file=%s: %w", f.AuthorizeFile, err)}
+		}
+		hook.Bearer = strings.TrimSpace(string(text))
+	}
+	w, err := auth.NewWebhook(hook)
+	if err != nil {
+		return usageError{fmt.Errorf("--authorize-url: %w", err)}
+	}
+	c.Authorizer = w
 	return nil
 }
 
-func readKeys(name string, secret bool) ([]token.Key, error) {
-	info, err := os.Stat(name)
+// readSmall reads a file of keys or secrets.
+func readSmall(name string) ([]byte, error) {
+	file, err := os.Open(name)
 	if err != nil {
 		return nil, err
 	}
-	if info.Size() > maxKeyFile {
-		return nil, fmt.Errorf("larger than %d bytes", maxKeyFile)
+	defer file.Close()
+	text, err := io.ReadAll(io.LimitReader(file, maxKeyFile+1))
+	if err == nil && len(text) > maxKeyFile {
+		err = fmt.Errorf("larger than %d bytes", maxKeyFile)
 	}
-	text, err := os.ReadFile(name)
+	return text, err
+}
+
+func readKeys(name string, secret bool) ([]token.Key, error) {
+	text, err := readSmall(name)
 	if err != nil {
 		return nil, err
 	}

@@ -8,6 +8,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+
 	"github.com/commitcast/commitcast/broadcaster"
 	"github.com/commitcast/commitcast/worker"
 )
@@ -86,9 +88,9 @@ func (f *clientFlags) check() error {
 }
 
 // config is what a broadcaster is made with.
-func (f *clientFlags) config(log *slog.Logger) (broadcaster.Config, error) {
+func (f *clientFlags) config(log *slog.Logger, metrics prometheus.Registerer) (broadcaster.Config, error) {
 	c := broadcaster.Config{Node: f.Node, Heartbeat: f.Heartbeat, MaxConnections: f.MaxConnections,
-		Drain: max(f.Drain, time.Millisecond), Origins: f.Origins, AuthGrace: max(f.AuthGrace, time.Nanosecond), Logger: log}
+		Drain: max(f.Drain, time.Millisecond), Origins: f.Origins, AuthGrace: max(f.AuthGrace, time.Nanosecond), Logger: log, Registerer: metrics}
 	return c, f.configure(&c, log)
 }
 

@@ -73,11 +73,10 @@ func (p *process) run(ctx context.Context, work *worker.Config, clients *clientF
 		checks["worker"] = w.Ready
 	}
 	if clients != nil {
-		config, err := clients.config(p.log)
+		config, err := clients.config(p.log, metrics)
 		if err != nil {
 			return err
 		}
-		config.Registerer = metrics
 		b, err := broadcaster.New(journal.New(pool), s, config)
 		if err != nil {
 			return err
