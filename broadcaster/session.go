@@ -126,6 +126,9 @@ func (s *session) answer(ctx context.Context, req wire.Request, err error) bool 
 		}
 		s.b.metrics.refused.WithLabelValues(refusal.Code).Inc()
 		s.send(func(p []byte) []byte { return wire.AppendError(p, req.ID, refusal) })
+		if refusal.Code == wire.CodeUnavailable {
+			return true // not the client's fault
+		}
 		if s.errors++; s.errors >= maxErrors {
 			s.sink.close(wire.CloseTooManyErrors)
 			return false
