@@ -3,7 +3,6 @@ package app
 import (
 	"context"
 	"crypto/tls"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -13,7 +12,6 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
-	"github.com/prometheus/client_golang/prometheus/promhttp"
 
 	"github.com/commitcast/commitcast/broadcaster"
 	"github.com/commitcast/commitcast/internal/journal"
@@ -25,8 +23,8 @@ const shutdownTimeout = 5 * time.Second
 
 // process is one running command: what it opens, in order, and closes, in the order of the flow.
 type process struct {
-	database, redis, ops string
-	log                  *slog.Logger
+	database, redis, ops, opsToken string
+	log                            *slog.Logger
 }
 
 // run opens database and stream, runs a worker if there is a configuration for one, and a broadcaster if there are flags, until ctx
@@ -97,7 +95,7 @@ func (p *process) run(ctx context.Context, work *worker.Config, clients *clientF
 		checks["broadcaster"] = b.Ready
 	}
 	if opsListener != nil {
-		stages = append(stages, serve("ops", opsListener, nil, opsHandler(checks, metrics), p.log))
+		stages = append(stages, serve("ops", opsListener, nil, opsHandler(checks, metrics, p.opsToken), p.log))
 		p.log.Info("serving operators", "url", "http://"+opsListener.Addr().String())
 	}
 	if clients != nil {
@@ -186,31 +184,4 @@ func serve(name string, l net.Listener, t *tls.Config, h http.Handler, log *slog
 		}
 		return nil
 	}}
-}
-
-// opsHandler serves health, readiness and metrics.
-func opsHandler(checks map[string]func() error, metrics *prometheus.Registry) http.Handler {
-	mux := http.NewServeMux()
-	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, r *http.Request) {
-		fmt.Fprintln(w, "ok")
-	})
-	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, r *http.Request) {
-		states := make(map[string]string, len(checks))
-		status := http.StatusOK
-		for name, check := range checks {
-			states[name] = "ready"
-			if err := check(); err != nil {
-				states[name] = oneLine(err)
-				// Delivery by polling is late by a fraction of a second, not absent: still ready.
-				if !errors.Is(err, broadcaster.ErrPolling) {
-					status = http.StatusServiceUnavailable
-				}
-			}
-		}
-		w.Header().Set("Content-Type", "application/json")
-		w.WriteHeader(status)
-		json.NewEncoder(w).Encode(states)
-	})
-	mux.Handle("GET /metrics", promhttp.HandlerFor(metrics, promhttp.HandlerOpts{}))
-	return mux
 }
