@@ -96,10 +96,6 @@ func (b *Broadcaster) serveEvents(w http.ResponseWriter, r *http.Request) {
 			return
 		}
 	}
-	// The server's time for a request is over soon; a stream goes on.
-	if err := e.rc.SetReadDeadline(time.Time{}); err != nil && !errors.Is(err, http.ErrNotSupported) {
-		return
-	}
 	defer e.stop()
 	if err := e.write(fmt.Appendf(nil, "retry: %d\n\n", (sseRetry+jitter(sseRetryJitter)).Milliseconds()), b.cfg.WriteTimeout); err != nil {
 		b.log.Debug("events cannot be sent", "error", err)
