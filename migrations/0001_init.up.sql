@@ -64,7 +64,8 @@ CREATE TABLE commitcast.outbox (
     -- than the newest epoch it can see.
     born        timestamptz NOT NULL DEFAULT pg_postmaster_start_time(),
     PRIMARY KEY (partition, id),
-    CONSTRAINT outbox_topic CHECK (topic ~ '^[A-Za-z0-9][A-Za-z0-9._:/-]{0,127}$'),
+    -- Not {0,127}: that takes Postgres longer than the INSERT.
+    CONSTRAINT outbox_topic CHECK (topic ~ '^[A-Za-z0-9][A-Za-z0-9._:/-]*$' AND octet_length(topic) <= 128),
     CONSTRAINT outbox_type CHECK (octet_length(type) BETWEEN 1 AND 128),
     CONSTRAINT outbox_key CHECK (octet_length(key) BETWEEN 1 AND 128),
     CONSTRAINT outbox_data CHECK (octet_length(data::text) <= 262144),
@@ -157,7 +158,7 @@ CREATE FUNCTION commitcast.append(topic text, type text, data json, key text DEF
 DECLARE
     new_id bigint;
 BEGIN
-    IF topic IS NULL OR topic !~ '^[A-Za-z0-9][A-Za-z0-9._:/-]{0,127}$' THEN
+    IF topic IS NULL OR octet_length(topic) > 128 OR topic !~ '^[A-Za-z0-9][A-Za-z0-9._:/-]*$' THEN
         RAISE EXCEPTION 'commitcast: topic "%" does not match ^[A-Za-z0-9][A-Za-z0-9._:/-]{0,127}$',
             left(coalesce(topic, ''), 144) USING ERRCODE = '22023';
     END IF;
