@@ -51,8 +51,9 @@ type drain struct {
 	inTouch   atomic.Int64 // UnixNano of the last answer from Postgres
 	asked     atomic.Int64 // UnixNano of the last question to it; 0 while one is under way or about to be
 
-	turn *turn
-	pub  *publisher
+	sequencer *sequencer
+	turn      *turn
+	pub       *publisher
 
 	at         standing         // as Postgres last said
 	gen        uint64           // of the batches sent to the publisher
@@ -123,10 +124,19 @@ func (w *Worker) drain(ctx context.Context, partition int16, term int64) (why st
 
 // begin takes the lock and the term. False: this term is not to be drained here.
 func (d *drain) begin(ctx context.Context) (bool, error) {
-	d.turn = &turn{
-		partition: d.partition, term: d.term, begin: true, batch: d.w.cfg.Batch, wake: d.wake, answered: make(chan struct{}, 1),
+	var err error
+	for {
+		d.sequencer = d.w.sequencing()
+		d.turn = &turn{
+			partition: d.partition, term: d.term, begin: true, batch: d.w.cfg.Batch, wake: d.wake, answered: make(chan struct{}, 1),
+		}
+		actx, cancel := context.WithTimeoutCause(ctx, 2*silentAfter, errNoAnswer)
+		err = d.sequencer.ask(actx, d.turn)
+		cancel()
+		if !errors.Is(err, errNoAnswer) || d.sequencer.silentFor() <= silentAfter {
+			break
+		}
 	}
-	err := d.w.sequencer.ask(ctx, d.turn)
 	if pgErr := new(pgconn.PgError); errors.As(err, &pgErr) && !isFatal(pgErr) && d.turn.began {
 		d.turn.at, err = standing{}, nil // the first round meets it again, and deals with it
 	}
@@ -159,7 +169,7 @@ func (d *drain) release() {
 	defer cancel()
 	// A turn of its own: the sequencer may still be busy with one that was not waited for. Without an answer the session is
 	// in trouble, and the lock goes with it.
-	_ = d.w.sequencer.ask(ctx, &turn{partition: d.partition, term: d.term, end: true, answered: make(chan struct{}, 1)})
+	_ = d.sequencer.ask(ctx, &turn{partition: d.partition, term: d.term, end: true, answered: make(chan struct{}, 1)})
 }
 
 // loop drains until there is a reason to end.
@@ -286,7 +296,7 @@ func (d *drain) round(ctx context.Context, batch int, tell, read bool) (more boo
 	t.batch, t.tell, t.epoch, t.done = batch, tell, d.at.epoch, d.done
 	t.read, t.cursor, t.since, t.limit = read, d.cursor, d.since, d.limit
 	d.asked.Store(0)
-	if err := d.w.sequencer.ask(ctx, t); err != nil {
+	if err := d.sequencer.ask(ctx, t); err != nil {
 		return false, err
 	}
 	d.asked.Store(t.sent.UnixNano())

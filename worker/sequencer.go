@@ -41,7 +41,8 @@ type turn struct {
 
 var (
 	errLockLost = errors.New("the session that held the lock is gone")
-	errGone     = errors.New("the worker has stopped")
+	errNoAnswer = errors.New("no answer from Postgres")
+	errGone     = errors.New("the session did not answer, or the worker has stopped")
 )
 
 // sequencer is how the drains of this process go to Postgres: by one session, a round trip at a time. Those who ask while a
@@ -53,6 +54,8 @@ type sequencer struct {
 	metrics *metrics
 	in      chan *turn
 	gone    chan struct{} // closed when run has returned
+	busy    atomic.Int64  // UnixNano of the round that is under way; 0: none
+	left    atomic.Bool   // another has taken its place: end after this round
 
 	// Of the goroutine alone.
 	own     *owner
@@ -93,14 +96,35 @@ func (s *sequencer) ask(ctx context.Context, t *turn) error {
 	}
 }
 
-// run serves until ctx ends.
+// silentFor is how long the round that is under way has taken.
+func (s *sequencer) silentFor() time.Duration {
+	since := s.busy.Load()
+	if since == 0 {
+		return 0
+	}
+	return time.Since(time.Unix(0, since))
+}
+
+// sequencing is the sequencer for drains that begin now. One that has had no answer for silentAfter is left behind, with
+// the drains that wait for it; its partitions are taken over, here or elsewhere, like those of any silent owner.
+func (w *Worker) sequencing() *sequencer {
+	w.sequencerMu.Lock()
+	defer w.sequencerMu.Unlock()
+	if w.sequencer.silentFor() > silentAfter {
+		w.sequencer.left.Store(true)
+		w.startSequencer()
+	}
+	return w.sequencer
+}
+
+// run serves until ctx ends, or another has taken its place.
 func (s *sequencer) run(ctx context.Context) {
 	defer close(s.gone)
 	defer s.drop()
 	var waiting, group []*turn
 	expire := time.NewTicker(ownerKept / 2)
 	defer expire.Stop()
-	for {
+	for !s.left.Load() {
 		if len(waiting) == 0 {
 			select {
 			case t := <-s.in:
@@ -136,7 +160,9 @@ func (s *sequencer) run(ctx context.Context) {
 		}
 		clear(waiting[len(left):])
 		waiting = left
+		s.busy.Store(time.Now().UnixNano())
 		s.serve(ctx, group)
+		s.busy.Store(0)
 		for _, t := range group {
 			t.answered <- struct{}{}
 		}

@@ -107,23 +107,26 @@ func setDefault[T comparable](v *T, def T) {
 
 // Worker sequences and publishes. See the package comment.
 type Worker struct {
-	cfg       Config
-	log       *slog.Logger
-	metrics   *metrics
-	stream    stream.Stream
-	hub       *hub
-	horizon   horizon
-	sequencer *sequencer
-	poolCfg   *pgxpool.Config
-	started   atomic.Bool
-	running   atomic.Bool
-	dbUp      atomic.Bool
-	epoch     atomic.Pointer[string] // the newest that was logged
+	cfg     Config
+	log     *slog.Logger
+	metrics *metrics
+	stream  stream.Stream
+	hub     *hub
+	horizon horizon
+	poolCfg *pgxpool.Config
+	started atomic.Bool
+	running atomic.Bool
+	dbUp    atomic.Bool
+	epoch   atomic.Pointer[string] // the newest that was logged
 
 	// Set by Run before any goroutine starts.
 	pool     *pgxpool.Pool // River's tables and backfills: no session state
 	river    *river.Client[pgx.Tx]
 	stopping chan struct{}
+
+	sequencerMu    sync.Mutex
+	sequencer      *sequencer // of drains that begin now
+	startSequencer func()     // puts a new one there; the mutex is held, or nobody else runs yet
 }
 
 // poolConns is the size of the worker's own pool: River's fetching, completing, electing and maintenance, and
@@ -147,7 +150,6 @@ func New(pool *pgxpool.Pool, s stream.Stream, cfg Config) (*Worker, error) {
 		poolCfg: pool.Config(), stopping: make(chan struct{}),
 	}
 	w.dbUp.Store(true)
-	w.sequencer = newSequencer(w)
 	return w, nil
 }
 
@@ -188,7 +190,12 @@ func (w *Worker) Run(ctx context.Context) error {
 	}
 	defer w.pool.Close()
 	var sequencing sync.WaitGroup
-	sequencing.Go(func() { w.sequencer.run(bg) }) // owned by Run
+	w.startSequencer = func() {
+		s := newSequencer(w)
+		w.sequencer = s
+		sequencing.Go(func() { s.run(bg) }) // owned by Run
+	}
+	w.startSequencer()
 	defer sequencing.Wait()
 	defer cancel()
 	if err := w.startRiver(ctx, bg); err != nil || ctx.Err() != nil {
