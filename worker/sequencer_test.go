@@ -2,11 +2,15 @@ package worker
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"syscall"
 	"testing"
 	"time"
 
+	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/commitcast/commitcast/internal/journal"
 	"github.com/commitcast/commitcast/internal/testkit"
 )
 
@@ -85,6 +89,38 @@ func TestFailingPartitionFailsAlone(t *testing.T) {
 	b.exec(`ALTER TABLE commitcast.journal DROP CONSTRAINT test`)
 	testkit.Eventually(t, 40*time.Second, func() bool { return sub.reached(bad) == 51 }, "the failing partition")
 	sub.noHoles(t)
+}
+
+// What fails for one partition of a round does not fail for the others in it.
+func TestFailingTurnFailsAlone(t *testing.T) {
+	b := newBench(t)
+	bad, good := topicIn(5, 0), topicIn(6, 0)
+	b.exec(fmt.Sprintf(`ALTER TABLE commitcast.journal ADD CONSTRAINT test CHECK (topic <> '%s')`, bad))
+	b.append(bad, `1`)
+	b.append(good, `1`)
+	w, err := New(b.pool, b.stream, Config{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := newSequencer(w)
+	var turns [2]*turn
+	for i := range turns {
+		turns[i] = &turn{partition: int16(5 + i), term: 1, begin: true, batch: 10, read: true, limit: 10,
+			since: journal.MinusInfinity, answered: make(chan struct{}, 1)}
+		s.in <- turns[i] // before it runs, so that both go together
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	go s.run(ctx) // ends with ctx
+	defer func() { cancel(); <-s.gone }()
+	for _, turn := range turns {
+		<-turn.answered
+	}
+	if err := turns[0].err; !turns[0].began || !errors.As(err, new(*pgconn.PgError)) {
+		t.Errorf("the bad one: began %t, %v", turns[0].began, err)
+	}
+	if g := turns[1]; !g.began || g.err != nil || g.at.sequenced != 1 || len(g.rows.frames) != 1 {
+		t.Errorf("the good one: began %t, %v, %d sequenced, %d read", g.began, g.err, g.at.sequenced, len(g.rows.frames))
+	}
 }
 
 // A backlog in one partition does not make the others wait until it is gone.
