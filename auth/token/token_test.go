@@ -35,13 +35,13 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // keys are made once: RSA ones take a while.
 var (
-	edPublic, edPrivate, _   = ed25519.GenerateKey(rand.Reader)
-	newPublic, newPrivate, _ = ed25519.GenerateKey(rand.Reader)
-	_, strangerPrivate, _    = ed25519.GenerateKey(rand.Reader)
-	ecPrivate, _             = ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	rsaPrivate               = sync.OnceValue(func() *rsa.PrivateKey { k, _ := rsa.GenerateKey(rand.Reader, 2048); return k })
-	secret                   = []byte("0123456789abcdef0123456789abcdef")
-	hour                     = time.Hour
+	edPublic, edPrivate, _ = ed25519.GenerateKey(rand.Reader)
+	newPublic, _, _        = ed25519.GenerateKey(rand.Reader)
+	_, strangerPrivate, _  = ed25519.GenerateKey(rand.Reader)
+	ecPrivate, _           = ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	rsaPrivate             = sync.OnceValue(func() *rsa.PrivateKey { k, _ := rsa.GenerateKey(rand.Reader, 2048); return k })
+	secret                 = []byte("0123456789abcdef0123456789abcdef")
+	hour                   = time.Hour
 )
 
 func pemOf(t testing.TB, public any) []byte {
