@@ -1,0 +1,186 @@
+// The page of torture_test.go: two topics followed, actions, and a record of everything that a state was made of.
+
+import { connect, act } from "/commitcast.js";
+import { persist, share } from "/more.js";
+
+const asked = Object.fromEntries(new URLSearchParams(location.search));
+const counts = {
+  dials: 0, losses: 0, applied: 0, snapshots: 0, held: 0, resets: 0, subscribes: 0, messages: 0, lost: 0, twice: 0, swapped: 0,
+  acts: 0, done: 0, shown: 0, unshown: 0, stale: 0, unknown: 0,
+};
+const troubles = []; // what must not happen
+const errors = {}; // what may: how often, by kind
+addEventListener("error", (e) => troubles.push(`error: ${e.message}`));
+addEventListener("unhandledrejection", (e) => troubles.push(`unhandled: ${e.reason?.stack ?? e.reason}`));
+
+// ------------------------------------------------------------------------------------------- the connection
+
+let harm = ""; // what is done to the next message with an event: no TCP does it, a bad intermediary or server may
+let kept; // a message that comes after the next
+
+function harmed(e) {
+  const out = [e];
+  if (harm && e.data.includes('"op":"event"')) {
+    if (harm === "lose") out.length = 0, counts.lost++;
+    else if (harm === "twice") out.push(e), counts.twice++;
+    else kept = out.pop(), counts.swapped++;
+    harm = "";
+  } else if (kept) {
+    out.push(kept);
+    kept = undefined;
+  }
+  return out;
+}
+
+class Watched extends WebSocket {
+  constructor(...args) {
+    super(...args);
+    counts.dials++;
+    kept = undefined;
+  }
+  set onmessage(f) {
+    super.onmessage = f && ((e) => {
+      counts.messages++;
+      if (e.data.includes('"op":"reset"')) counts.resets++;
+      for (const one of harmed(e)) f(one);
+    });
+  }
+  send(text) {
+    if (text.includes('"op":"subscribe"')) counts.subscribes++;
+    super.send(text);
+  }
+}
+
+// What the snapshot said goes into the state, so that a state says what it was made of.
+async function reading(input, init) {
+  const response = await fetch(input, init);
+  if (!response.ok) return response;
+  const body = await response.json();
+  const { read, values } = body.state;
+  counts.snapshots++;
+  if (body.pending.length > 0) counts.held++;
+  body.state = { values, seen: [], base: { read, values, cursor: body.cursor, pending: body.pending } };
+  return Response.json(body);
+}
+
+let was = "idle";
+let losses = 0;
+const feed = connect({
+  url: asked.link,
+  fetch: reading,
+  WebSocket: asked.share ? share({ name: asked.share, WebSocket: Watched }) : Watched,
+  onerror(e) {
+    errors[e.kind] = (errors[e.kind] ?? 0) + 1;
+    if (!["snapshot", "token"].includes(e.kind) || (e.final && e.kind !== "token")) troubles.push(String(e));
+  },
+  onconnection({ state }) {
+    if (was === "open" && state !== "open") losses++, counts.losses++;
+    was = state;
+  },
+});
+
+// ----------------------------------------------------------------------------------------------- the topics
+
+const last = {}; // the newest state of each topic
+const past = []; // those that a snapshot has replaced
+
+const applying = (topic, change) => (state, event) => {
+  counts.applied++;
+  if (last[topic] && last[topic].base.read !== state.base.read) past.push({ topic, state: last[topic] });
+  const values = { ...state.values };
+  values[event.key] = change(values[event.key], event.data);
+  return (last[topic] = { ...state, values, seen: [...state.seen, [event.epoch, event.offset, event.id]] });
+};
+const store = asked.keep ? persist({ name: asked.keep, delay: 100, onerror: (e) => troubles.push(String(e)) }) : undefined;
+const follow = (name, change) =>
+  feed.topic(name, { snapshot: `/view/${name}`, apply: applying(name, change), ...(store && { store }) });
+const topics = {
+  prices: follow("prices", (_, { value, version }) => [value, version]), // what it is now
+  accounts: follow("accounts", ([balance], { by }) => [balance + by]), // by how much: twice is wrong
+};
+
+// ---------------------------------------------------------------------------------------------- the actions
+
+let state = Number(asked.seed) || 1;
+const random = (n) => (state = (state * 48271) % 2147483647) % n;
+let trading = false;
+let under = 0; // actions that are not over
+
+async function trade() {
+  const name = random(3) === 0 ? "prices" : "accounts";
+  const topic = topics[name];
+  const { values } = topic.view.state ?? {};
+  if (!values) return;
+  const key = Object.keys(values)[random(Object.keys(values).length)];
+  const n = random(9) - 4;
+  const request = { url: `/act/${name}`, json: { key, n } };
+  const options = { topic, key: crypto.randomUUID() };
+  if (name === "prices") options.saw = values[key][1];
+  else options.optimistic = (s) => ({ ...s, values: { ...s.values, [key]: [s.values[key][0] + n] } });
+  counts.acts++;
+  for (;;) {
+    try {
+      const result = await act(request, options);
+      if (result.stale) counts.stale++;
+      else {
+        counts.done++;
+        counts[(await result.shown) ? "shown" : "unshown"]++;
+      }
+      return;
+    } catch (thrown) {
+      if (!thrown.unknown) return void troubles.push(String(thrown));
+      counts.unknown++; // whoever does not know asks again, with the same key
+    }
+  }
+}
+
+async function traded() {
+  under++;
+  while (trading) {
+    await trade();
+    await new Promise((resolve) => setTimeout(resolve, 20 + random(150)));
+  }
+  under--;
+}
+
+// -------------------------------------------------------------------------------------------- for the test
+
+globalThis.torture = {
+  status() {
+    const { state, retryAt } = feed.connection;
+    const views = Object.values(topics).map((t) => t.view);
+    const follows = views.every(({ status }) => status === "live" || status === "catching-up");
+    return { state, in: retryAt ? retryAt - Date.now() : 0, follows, losses, harmless: harm === "" };
+  },
+  harm(how) {
+    harm = how;
+  },
+  reread(name) {
+    topics[name].reread();
+  },
+  nudge() {
+    dispatchEvent(new Event("online")); // as a browser says it
+  },
+  trade(on) {
+    trading = on;
+    if (on && under === 0) void traded();
+  },
+  /** What is shown now; the states, too, if asked for. */
+  shown(whole) {
+    const shown = { under, topics: {} };
+    for (const [name, { view }] of Object.entries(topics)) {
+      const { status, cursor, optimistic, state } = view;
+      shown.topics[name] = { status, cursor: cursor ?? "", optimistic, ...(whole && { state }) };
+    }
+    return shown;
+  },
+  /** What was counted and recorded since the last time. A page that ends hands over its last states. */
+  report(ends) {
+    if (ends) for (const topic in last) past.push({ topic, state: last[topic] });
+    const report = structuredClone({ counts, troubles, errors, past });
+    for (const name in counts) counts[name] = 0;
+    troubles.length = past.length = 0;
+    for (const kind in errors) delete errors[kind];
+    return report;
+  },
+};

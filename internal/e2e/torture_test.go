@@ -1,0 +1,632 @@
+package e2e
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"net/url"
+	"os"
+	"os/exec"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/commitcast/commitcast/internal/testkit"
+)
+
+const (
+	tortureCuts  = 42 // of `make test`; TORTURE_CUTS says more
+	cutsARound   = 20 // about so many between two settle points
+	tortureSeed  = 1  // TORTURE_SEED says another
+	tortureLines = 3
+)
+
+// TestTorture is the TypeScript client, as it is shipped, in a real Chromium. Four tabs show a topic of absolute values and one of
+// changes, which must not be applied twice; they write, too. Meanwhile connections are cut in every way that a network knows, tabs are
+// hidden, frozen and reloaded, their clocks moved, messages lost and doubled, broadcasters and the worker killed. Whenever all
+// is quiet each tab must show what the tables hold, made of exactly the events of the journal.
+//
+// A seed decides what is done, not when the machine does it: a run cannot be repeated to the letter.
+func TestTorture(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes twenty seconds")
+	}
+	cuts, seed := fromEnv(t, "TORTURE_CUTS", tortureCuts), fromEnv(t, "TORTURE_SEED", tortureSeed)
+	began := time.Now()
+	r := newTorture(t, uint64(seed))
+	t.Cleanup(func() {
+		if t.Failed() {
+			t.Logf("to repeat: TORTURE_SEED=%d TORTURE_CUTS=%d go test ./internal/e2e -run TestTorture", seed, cuts)
+		}
+	})
+	rounds := max(tortureLines, cuts/cutsARound)
+	for round := range rounds {
+		r.round(round, (cuts*(round+1)/rounds - cuts*round/rounds))
+		r.settle(round)
+	}
+	r.conclude(cuts)
+	t.Logf("seed %d, %d settle points, %v: %s", seed, rounds, time.Since(began).Round(time.Second), r.figures())
+}
+
+func fromEnv(t *testing.T, name string, other int) int {
+	t.Helper()
+	if s := os.Getenv(name); s != "" {
+		n, err := strconv.Atoi(s)
+		if err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+		return n
+	}
+	return other
+}
+
+// torture is one run.
+type torture struct {
+	t        *testing.T
+	rng      *rand.Rand
+	seed     uint64
+	database string
+	redis    string
+	market   *market
+	web      *testkit.Proxy // before the market
+	worker   *node
+	lines    []*line
+	tabs     []*tab
+
+	mu    sync.Mutex
+	nodes [2]*node // broadcasters
+
+	count map[string]int // of everything that was done, and that the pages counted; under mu
+	past  []past         // that is not verified yet; under mu
+}
+
+// line is the way of one connection to the broadcasters: of one tab, or of two that share it.
+type line struct {
+	r     *torture
+	rng   *rand.Rand
+	proxy *testkit.Proxy
+	tabs  []*tab
+	deck  []int // kinds of cuts that are to come
+}
+
+func newTorture(t *testing.T, seed uint64) *torture {
+	r := &torture{t: t, rng: rand.New(rand.NewPCG(seed, 0)), seed: seed, database: testkit.Database(t), redis: testkit.RedisURL(t),
+		count: make(map[string]int)}
+	r.market = newMarket(t, r.database, clientJS(t, os.Getenv("TORTURE_MUTANT")))
+	r.web = testkit.NewProxy(t, r.market.addr)
+	r.worker = start(t, r.database, r.redis, "worker")
+	for i := range r.nodes {
+		r.nodes[i] = r.broadcaster()
+	}
+	chrome := chromium(t)
+	open := func(name string, l *line, options url.Values) {
+		options.Set("seed", strconv.FormatUint(seed+uint64(len(r.tabs)), 10))
+		p := openTab(t, chrome, name, r.web.Addr, l.proxy.Addr, options)
+		l.tabs = append(l.tabs, p)
+		r.tabs = append(r.tabs, p)
+	}
+	for i := range tortureLines {
+		l := &line{r: r, rng: rand.New(rand.NewPCG(seed, uint64(i+1))), proxy: testkit.NewProxy(t, r.nodes[i%2].URL)}
+		r.lines = append(r.lines, l)
+	}
+	open("plain", r.lines[0], url.Values{})
+	open("keeping", r.lines[1], url.Values{"keep": {"user"}})
+	open("sharing", r.lines[2], url.Values{"share": {"user"}})
+	open("sharing, too", r.lines[2], url.Values{"share": {"user"}, "keep": {"other"}})
+	return r
+}
+
+func (r *torture) broadcaster() *node {
+	return start(r.t, r.database, r.redis, "broadcaster", "--heartbeat=1s", "--origins=127.0.0.1:*")
+}
+
+func (r *torture) counted(what string, n int) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.count[what] += n
+}
+
+// round cuts so many connections, while everything else goes on.
+func (r *torture) round(round, cuts int) {
+	r.market.write(r.seed*1000+uint64(round), 2)
+	for _, p := range r.tabs {
+		if err := p.do("torture.trade(true)"); err != nil {
+			r.t.Fatal(err)
+		}
+	}
+	var cutting sync.WaitGroup
+	errs := make([]error, len(r.lines))
+	for i, l := range r.lines {
+		n := cuts*(i+1)/len(r.lines) - cuts*i/len(r.lines)
+		cutting.Go(func() { // ends with its cuts
+			for range n {
+				if errs[i] = l.cut(); errs[i] != nil {
+					return
+				}
+			}
+		})
+	}
+	r.breakdown(round)
+	cutting.Wait()
+	if err := errors.Join(errs...); err != nil {
+		r.t.Fatal(err)
+	}
+}
+
+// ------------------------------------------------------------------------------------------------- what is cut
+
+// cutKinds are the ways in which a connection ends. Each is done to a line whose tabs are connected, and is over when all of
+// them have lost their connection.
+var cutKinds = []struct {
+	name string
+	do   func(l *line, lost func() error) error
+}{
+	{"closed", func(l *line, lost func() error) error { l.proxy.Finish(); return lost() }},
+	{"reset", func(l *line, lost func() error) error { l.proxy.Cut(); return lost() }},
+	{"in mid-frame", func(l *line, lost func() error) error { l.proxy.Break(l.rng.Float64()); return lost() }},
+	{"in mid-frame", func(l *line, lost func() error) error { l.proxy.Break(l.rng.Float64()); return lost() }},
+	{"black hole", func(l *line, lost func() error) error {
+		l.proxy.Blackhole()
+		defer l.proxy.Resume()
+		return lost()
+	}},
+	{"no answers", func(l *line, lost func() error) error {
+		l.proxy.HoldReplies()
+		defer l.proxy.Resume()
+		return lost()
+	}},
+	{"and again while connecting", func(l *line, lost func() error) error {
+		before := l.proxy.Accepted()
+		l.proxy.Cut()
+		if err := lost(); err != nil {
+			return err
+		}
+		if err := l.attempt(before); err != nil {
+			return err
+		}
+		l.pause(30 * time.Millisecond) // hello, subscribe or replay
+		l.proxy.Cut()
+		return nil
+	}},
+	{"and refused", func(l *line, lost func() error) error {
+		before := l.proxy.Accepted()
+		l.proxy.Refuse()
+		defer l.proxy.Resume()
+		if err := lost(); err != nil {
+			return err
+		}
+		return l.attempt(before)
+	}},
+	{"to another broadcaster", func(l *line, lost func() error) error {
+		l.r.direct(l, l.rng.IntN(2))
+		l.proxy.Cut()
+		return lost()
+	}},
+	{"while frozen", func(l *line, lost func() error) error {
+		p := l.tabs[l.rng.IntN(len(l.tabs))]
+		if err := p.freeze(); err != nil {
+			return err
+		}
+		l.pause(200 * time.Millisecond)
+		l.proxy.Cut()
+		l.pause(500 * time.Millisecond)
+		if err := p.show(); err != nil {
+			return err
+		}
+		return lost()
+	}},
+	{"while hidden", func(l *line, lost func() error) error {
+		p := l.tabs[l.rng.IntN(len(l.tabs))]
+		if err := p.hide(); err != nil {
+			return err
+		}
+		l.proxy.Finish()
+		l.pause(500 * time.Millisecond)
+		if err := p.show(); err != nil {
+			return err
+		}
+		return lost()
+	}},
+	// The clock of a page jumps, and the network falls silent: nothing but the clock can tell how long. Date is moved by
+	// the page, not by the browser's virtual time, in which timers jump, too: that is another world, without a real
+	// network, while clocks that are set, and machines that were suspended, move Date alone.
+	{"the clock moved", func(l *line, lost func() error) error {
+		moves := []time.Duration{-24 * time.Hour, -90 * time.Minute, -5 * time.Second, 40 * time.Second, 90 * time.Minute, 24 * time.Hour}
+		l.proxy.Blackhole()
+		defer l.proxy.Resume()
+		for _, p := range l.tabs {
+			if err := p.do("moveClock(%d)", moves[l.rng.IntN(len(moves))].Milliseconds()); err != nil {
+				return err
+			}
+		}
+		return lost()
+	}},
+}
+
+// cut does something harmless or harmful to the tabs of a line, and cuts its connection in one of the ways.
+func (l *line) cut() error {
+	if len(l.deck) == 0 { // every kind comes once, in any order, before one comes again
+		l.deck = l.rng.Perm(len(cutKinds))
+	}
+	kind := cutKinds[l.deck[0]]
+	l.deck = l.deck[1:]
+	if err := l.disturb(); err != nil {
+		return err
+	}
+	before := make([]int, len(l.tabs))
+	follows := l.rng.IntN(4) > 0
+	for i, p := range l.tabs {
+		var err error
+		if before[i], err = p.connected(follows); err != nil {
+			return err
+		}
+	}
+	l.pause(150 * time.Millisecond)
+	err := kind.do(l, func() error {
+		for i, p := range l.tabs {
+			if err := p.lost(before[i]); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("cut %s: %w", kind.name, err)
+	}
+	l.r.counted("cut "+kind.name, 1)
+	l.r.counted("cuts", 1)
+	return nil
+}
+
+// disturb does to a tab what its user might, or to its messages what the network must not.
+func (l *line) disturb() error {
+	p := l.tabs[l.rng.IntN(len(l.tabs))]
+	switch l.rng.IntN(12) {
+	case 0:
+		l.r.counted("reloads", 1)
+		return l.r.reload(p)
+	case 1:
+		return p.do("torture.reread(%q)", []string{pricesTopic, accountsTopic}[l.rng.IntN(2)])
+	case 2:
+		if _, err := p.connected(true); err != nil {
+			return err
+		}
+		return p.do("torture.nudge()") // an open connection is probed
+	case 3, 4, 5:
+		if _, err := p.connected(true); err != nil {
+			return err
+		}
+		return p.do("torture.harm(%q)", []string{"lose", "twice", "swap"}[l.rng.IntN(3)])
+	}
+	return nil
+}
+
+// attempt waits until somebody connects once more.
+func (l *line) attempt(before int) error {
+	return l.tabs[0].until("another attempt to connect", func() (bool, error) {
+		for _, p := range l.tabs {
+			s, err := p.status()
+			if err == nil {
+				err = p.hurry(s)
+			}
+			if err != nil {
+				return false, err
+			}
+		}
+		return l.proxy.Accepted() > before, nil
+	})
+}
+
+// pause lets things go on for a random time: it waits for nothing.
+func (l *line) pause(most time.Duration) { time.Sleep(time.Duration(l.rng.Int64N(int64(most)))) }
+
+// direct sends new connections of a line to a broadcaster.
+func (r *torture) direct(l *line, i int) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	l.proxy.SetTarget(strings.TrimPrefix(r.nodes[i].URL, "ws://"))
+}
+
+// reload loads a page again. What it has shown is verified at the next settle point.
+func (r *torture) reload(p *tab) error {
+	if err := r.collect(p, true); err != nil {
+		return err
+	}
+	if err := p.load(); err != nil {
+		return err
+	}
+	return p.do("torture.trade(true)")
+}
+
+// ---------------------------------------------------------------------------------------------- what breaks down
+
+// breakdown is what happens to the servers in a round.
+func (r *torture) breakdown(round int) {
+	i := r.rng.IntN(2)
+	r.kill(i, syscall.SIGKILL)
+	switch round % 4 {
+	case 0:
+		r.killWorker()
+	case 1:
+		r.cutWeb()
+	case 2:
+		r.kill(1-i, syscall.SIGTERM)
+	case 3:
+		r.kill(1-i, syscall.SIGKILL)
+		r.cutWeb()
+	}
+}
+
+// kill ends a broadcaster. Its lines go to the other one at once, or come back to it when it is there again.
+func (r *torture) kill(i int, signal syscall.Signal) {
+	n := r.nodes[i]
+	elsewhere := r.rng.IntN(2) == 0
+	if elsewhere {
+		for _, l := range r.lines {
+			r.direct(l, 1-i)
+		}
+	}
+	n.cmd.Process.Signal(signal)
+	<-n.done
+	again := r.broadcaster()
+	r.mu.Lock()
+	r.nodes[i] = again
+	r.mu.Unlock()
+	for k, l := range r.lines {
+		if !elsewhere || k == i {
+			r.direct(l, i)
+		}
+	}
+	r.counted("broadcasters killed", 1)
+}
+
+// killWorker kills the worker, lets tabs read snapshots that hold events which nobody has given an offset, and starts another.
+func (r *torture) killWorker() {
+	r.worker.cmd.Process.Kill()
+	<-r.worker.done
+	for _, topic := range []string{pricesTopic, accountsTopic} {
+		testkit.Eventually(r.t, soon, func() (err error) {
+			var waits bool
+			err = r.market.pool.QueryRow(r.t.Context(), `SELECT EXISTS (SELECT FROM commitcast.outbox WHERE topic = $1)`, topic).Scan(&waits)
+			if err == nil && !waits {
+				err = errors.New("none")
+			}
+			return err
+		}, "events of %s wait for an offset", topic)
+	}
+	for _, p := range r.tabs {
+		for _, topic := range []string{pricesTopic, accountsTopic} {
+			if err := p.do("torture.reread(%q)", topic); err != nil {
+				r.t.Fatal(err)
+			}
+		}
+	}
+	r.worker = start(r.t, r.database, r.redis, "worker")
+	r.counted("workers killed", 1)
+}
+
+// cutWeb loses requests and answers of snapshots and actions.
+func (r *torture) cutWeb() {
+	for range 4 {
+		r.web.HoldReplies() // what is asked now is done, and nobody hears of it
+		time.Sleep(time.Duration(r.rng.Int64N(int64(200 * time.Millisecond))))
+		r.web.Cut()
+		r.web.Resume()
+		time.Sleep(time.Duration(r.rng.Int64N(int64(200 * time.Millisecond))))
+	}
+	r.counted("cuts of HTTP", 4)
+}
+
+// ------------------------------------------------------------------------------------------------ what must hold
+
+// settle stops all writing and compares every tab with the database.
+func (r *torture) settle(round int) {
+	t, ctx := r.t, r.t.Context()
+	for _, p := range r.tabs {
+		if err := p.do("torture.trade(false)"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, p := range r.tabs {
+		if err := p.until("no action is under way", func() (bool, error) {
+			s, err := evaluate[shown](p, "torture.shown(false)")
+			return s.Under == 0, err
+		}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := r.market.stop(); err != nil {
+		t.Fatal(err)
+	}
+	testkit.Eventually(t, soon, func() (err error) {
+		var left int
+		if err = r.market.pool.QueryRow(ctx, `SELECT count(*) FROM commitcast.outbox`).Scan(&left); err == nil && left > 0 {
+			err = fmt.Errorf("%d are not", left)
+		}
+		return err
+	}, "every event is sequenced")
+	tables, err := r.market.tables(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	journal := make(map[string][]row)
+	for topic := range tables {
+		if journal[topic], err = r.market.journal(ctx, topic); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, p := range r.tabs {
+		if err := r.equal(p, tables, journal); err != nil {
+			t.Errorf("settle point %d: %v", round, err)
+			continue
+		}
+		if err := r.collect(p, false); err != nil {
+			t.Fatal(err)
+		}
+	}
+	r.verifyPast(journal)
+	if t.Failed() {
+		t.FailNow()
+	}
+}
+
+// equal waits until a tab says that it is up to date, and compares.
+func (r *torture) equal(p *tab, tables map[string]values, journal map[string][]row) error {
+	if err := p.until("the tab is up to date", func() (bool, error) {
+		s, err := evaluate[shown](p, "torture.shown(false)")
+		if err != nil {
+			return false, err
+		}
+		for topic, events := range journal {
+			if v := s.Topics[topic]; v.Status != "live" || v.Optimistic || offsetOf(v.Cursor) != int64(len(events)) {
+				c, err := p.status()
+				if err != nil {
+					return false, err
+				}
+				return false, p.hurry(c)
+			}
+		}
+		return true, nil
+	}); err != nil {
+		return err
+	}
+	s, err := evaluate[shown](p, "torture.shown(true)")
+	if err != nil {
+		return err
+	}
+	for topic, want := range tables {
+		v := s.Topics[topic]
+		if !equal(v.State.Values, want) {
+			err = errors.Join(err, fmt.Errorf("%s: it shows %v at %s, the tables have %v", topic, v.State.Values, v.Cursor, want))
+		}
+		_, wrong := v.State.verify(journal[topic], offsetOf(v.Cursor))
+		err = errors.Join(err, wrongs(topic, wrong))
+	}
+	if err != nil {
+		return fmt.Errorf("%s: %w", p.name, err)
+	}
+	return nil
+}
+
+func wrongs(topic string, wrong []string) error {
+	if len(wrong) == 0 {
+		return nil
+	}
+	return fmt.Errorf("%s: %d wrong: %s", topic, len(wrong), strings.Join(wrong[:min(len(wrong), 5)], "; "))
+}
+
+// past is a state that a tab has shown and that something has replaced.
+type past struct {
+	tab   string
+	topic string
+	held  held
+}
+
+// collect takes what a tab has counted and recorded.
+func (r *torture) collect(p *tab, ends bool) error {
+	rep, err := evaluate[report](p, fmt.Sprintf("torture.report(%t)", ends))
+	if err != nil {
+		return err
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for what, n := range rep.Counts {
+		r.count[what] += n
+	}
+	for kind, n := range rep.Errors {
+		r.count[kind+" errors"] += n
+	}
+	for _, s := range rep.Troubles {
+		r.t.Errorf("%s: %s", p.name, s)
+	}
+	for _, s := range rep.Past {
+		r.past = append(r.past, past{p.name, s.Topic, s.State})
+	}
+	return nil
+}
+
+// verifyPast holds the states that were replaced to the journal.
+func (r *torture) verifyPast(journal map[string][]row) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, s := range r.past {
+		if len(s.held.Seen) == 0 {
+			continue
+		}
+		skipped, wrong := s.held.verify(journal[s.topic], int64(s.held.Seen[len(s.held.Seen)-1][1].(float64)))
+		if err := wrongs(s.topic, wrong); err != nil {
+			r.t.Errorf("%s, a state that was replaced since: %v", s.tab, err)
+		}
+		r.count["skipped as held"] += skipped
+	}
+	r.past = nil
+}
+
+// conclude fails a run that has proven less than it is for.
+func (r *torture) conclude(cuts int) {
+	var paid int
+	if err := r.market.pool.QueryRow(r.t.Context(), `SELECT count(*) FROM paid`).Scan(&paid); err != nil {
+		r.t.Fatal(err)
+	}
+	c := r.count
+	for what, least := range map[string]int{"cuts": cuts, "held": 1, "skipped as held": 1, "shown": 1, "stale": 1, "applied": 10 * cuts} {
+		if c[what] < least {
+			r.t.Errorf("%s: %d, less than %d: the test has proven less than it should", what, c[what], least)
+		}
+	}
+}
+
+func (r *torture) figures() string {
+	var all []string
+	for _, what := range slices.Sorted(maps.Keys(r.count)) {
+		all = append(all, fmt.Sprintf("%s %d", what, r.count[what]))
+	}
+	return strings.Join(all, ", ")
+}
+
+// ---------------------------------------------------------------------------------------------- the test's test
+
+// tortureMutants are rules of the client; without one of them the torture turns red.
+var tortureMutants = []struct {
+	name   string
+	change []string // old, new
+	caught string   // what it then says
+}{
+	{"no resubscribe", []string{"if (this.phase === \"failed\") this.phase = \"idle\";\n    this.#subscribe();", ""}, "not within"},
+	{"no hole check", []string{"if (f.offset !== cursor.offset + 1 || isForeign(f.epoch, cursor.epoch)) return this.#again(\"subscribe\");", ""}, "missed"},
+	{"no pending ids", []string{"if (pending.includes(f.id)) rest = pending.filter((id) => id !== f.id);", "if (false) ;"}, "applied"},
+	{"no drop, no hole check", []string{
+		"if (f.offset <= cursor.offset) return;", "",
+		"if (f.offset !== cursor.offset + 1 || isForeign(f.epoch, cursor.epoch)) return this.#again(\"subscribe\");", ""}, "applied 2 times"},
+}
+
+// TestTortureMutants takes rules out of the client and looks whether TestTorture notices. It takes minutes.
+func TestTortureMutants(t *testing.T) {
+	if os.Getenv("TORTURE") != "mutants" {
+		t.Skip("TORTURE=mutants runs it")
+	}
+	for _, m := range tortureMutants {
+		t.Run(strings.ReplaceAll(m.name, " ", "-"), func(t *testing.T) {
+			cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^TestTorture$", "-test.count=1")
+			cmd.Env = append(os.Environ(), "TORTURE_MUTANT="+m.name)
+			out, err := cmd.CombinedOutput()
+			if err == nil {
+				t.Fatalf("TestTorture stays green without a rule: %s", m.name)
+			}
+			if !strings.Contains(string(out), m.caught) {
+				t.Fatalf("it is red, but does not say %q:\n%.3000s", m.caught, out)
+			}
+			for line := range strings.Lines(string(out)) {
+				if strings.Contains(line, m.caught) {
+					t.Logf("%.300s", strings.TrimSpace(line))
+					break
+				}
+			}
+		})
+	}
+}
