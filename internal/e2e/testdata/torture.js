@@ -150,7 +150,7 @@ globalThis.torture = {
     const { state, retryAt } = feed.connection;
     const views = Object.values(topics).map((t) => t.view);
     const follows = views.every(({ status }) => status === "live" || status === "catching-up");
-    return { state, in: retryAt ? retryAt - Date.now() : 0, follows, losses, harmless: harm === "" };
+    return { state, in: retryAt ? Math.round(retryAt - Date.now()) : 0, follows, losses, harmless: harm === "" };
   },
   harm(how) {
     harm = how;
