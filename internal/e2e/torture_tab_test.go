@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -56,6 +57,8 @@ type tab struct {
 	name string
 	ctx  context.Context
 	url  string
+
+	loading sync.RWMutex // held while there is no page
 }
 
 // openTab opens a page that reaches the broadcasters at link.
@@ -73,25 +76,34 @@ func openTab(t *testing.T, chrome context.Context, name, app, link string, optio
 
 // load loads the page, anew if it is there.
 func (p *tab) load() error {
+	p.loading.Lock()
+	defer p.loading.Unlock()
 	if err := chromedp.Do(p.ctx, chromedp.Navigate(p.url)); err != nil {
 		return fmt.Errorf("%s: loading the page: %w", p.name, err)
 	}
-	return p.until("the page's script runs", func() (bool, error) { return evaluate[bool](p, "!!globalThis.torture") })
+	return p.until("the page's script runs", func() (bool, error) { return evaluateIn[bool](p, "!!globalThis.torture") })
 }
 
 // evaluate evaluates an expression in the page.
 func evaluate[T any](p *tab, expression string) (v T, err error) {
+	p.loading.RLock()
+	defer p.loading.RUnlock()
+	return evaluateIn[T](p, expression)
+}
+
+// evaluateIn is evaluate under p.loading.
+func evaluateIn[T any](p *tab, expression string) (v T, err error) {
 	ctx, cancel := context.WithTimeout(p.ctx, soon)
 	defer cancel()
-	if v, err = chromedp.Run(ctx, chromedp.Evaluate[T](expression)); err != nil {
+	if v, err = chromedp.Run(ctx, chromedp.Evaluate[T](expression, chromedp.EvalAwaitPromise)); err != nil {
 		err = fmt.Errorf("%s: %.100s: %w", p.name, expression, err)
 	}
 	return v, err
 }
 
-// do evaluates a statement.
+// do evaluates an expression and waits for what it promises.
 func (p *tab) do(format string, args ...any) error {
-	_, err := evaluate[bool](p, fmt.Sprintf("("+format+", true)", args...))
+	_, err := evaluate[bool](p, "Promise.resolve("+fmt.Sprintf(format, args...)+").then(() => true)")
 	return err
 }
 
@@ -103,7 +115,7 @@ func (p *tab) until(what string, holds func() (bool, error)) error {
 			return nil
 		}
 		if time.Now().After(deadline) {
-			status, _ := evaluate[string](p, "JSON.stringify([torture.status(), torture.shown()])")
+			status, _ := evaluateIn[string](p, "JSON.stringify([torture.status(), torture.shown()])")
 			return fmt.Errorf("%s: not within %v: %s (%v)\n%s", p.name, soon, what, err, status)
 		}
 	}
@@ -153,11 +165,11 @@ func (p *tab) window(state browser.WindowState) error {
 
 // status is torture.status().
 type status struct {
-	State    string // of the connection
-	In       int64  // ms until the next attempt
-	Follows  bool   // both topics are subscribed to
-	Losses   int
-	Harmless bool // no message is waiting to be lost or doubled
+	State   string // of the connection
+	In      int64  // ms until the next attempt
+	Follows bool   // both topics are subscribed to
+	Losses  int
+	Holds   bool // the snapshots of both topics held events without an offset
 }
 
 func (p *tab) status() (status, error) { return evaluate[status](p, "torture.status()") }

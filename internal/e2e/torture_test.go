@@ -12,6 +12,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -20,7 +21,7 @@ import (
 )
 
 const (
-	tortureCuts  = 42 // of `make test`; TORTURE_CUTS says more
+	tortureCuts  = 40 // of `make test`; TORTURE_CUTS says more
 	cutsARound   = 20 // about so many between two settle points
 	tortureSeed  = 1  // TORTURE_SEED says another
 	tortureLines = 3
@@ -44,7 +45,7 @@ func TestTorture(t *testing.T) {
 			t.Logf("to repeat: TORTURE_SEED=%d TORTURE_CUTS=%d go test ./internal/e2e -run TestTorture", seed, cuts)
 		}
 	})
-	rounds := max(tortureLines, cuts/cutsARound)
+	rounds := max(2, cuts/cutsARound)
 	for round := range rounds {
 		r.round(round, (cuts*(round+1)/rounds - cuts*round/rounds))
 		r.settle(round)
@@ -78,6 +79,7 @@ type torture struct {
 	lines    []*line
 	tabs     []*tab
 
+	kills atomic.Int64 // begun or over
 	mu    sync.Mutex
 	nodes [2]*node // broadcasters
 
@@ -144,10 +146,8 @@ func (r *torture) round(round, cuts int) {
 	for i, l := range r.lines {
 		n := cuts*(i+1)/len(r.lines) - cuts*i/len(r.lines)
 		cutting.Go(func() { // ends with its cuts
-			for range n {
-				if errs[i] = l.cut(); errs[i] != nil {
-					return
-				}
+			for done := 0; n > 0 && errs[i] == nil; n -= done {
+				done, errs[i] = l.cut()
 			}
 		})
 	}
@@ -170,13 +170,13 @@ var cutKinds = []struct {
 	{"reset", func(l *line, lost func() error) error { l.proxy.Cut(); return lost() }},
 	{"in mid-frame", func(l *line, lost func() error) error { l.proxy.Break(l.rng.Float64()); return lost() }},
 	{"in mid-frame", func(l *line, lost func() error) error { l.proxy.Break(l.rng.Float64()); return lost() }},
+	{"in mid-frame", func(l *line, lost func() error) error { l.proxy.Break(l.rng.Float64()); return lost() }},
 	{"black hole", func(l *line, lost func() error) error {
-		l.proxy.Blackhole()
-		defer l.proxy.Resume()
-		return lost()
-	}},
-	{"no answers", func(l *line, lost func() error) error {
-		l.proxy.HoldReplies()
+		if l.rng.IntN(2) == 0 {
+			l.proxy.Blackhole()
+		} else {
+			l.proxy.HoldReplies() // the server hears what the client says
+		}
 		defer l.proxy.Resume()
 		return lost()
 	}},
@@ -248,22 +248,24 @@ var cutKinds = []struct {
 	}},
 }
 
-// cut does something harmless or harmful to the tabs of a line, and cuts its connection in one of the ways.
-func (l *line) cut() error {
+// cut does something harmless or harmful to the tabs of a line, and cuts its connection in one of the ways. It returns
+// how many connections it has cut: none, if a broadcaster was killed meanwhile, which may have cut it first.
+func (l *line) cut() (int, error) {
 	if len(l.deck) == 0 { // every kind comes once, in any order, before one comes again
 		l.deck = l.rng.Perm(len(cutKinds))
 	}
 	kind := cutKinds[l.deck[0]]
 	l.deck = l.deck[1:]
 	if err := l.disturb(); err != nil {
-		return err
+		return 0, err
 	}
+	kills := l.r.kills.Load()
 	before := make([]int, len(l.tabs))
 	follows := l.rng.IntN(4) > 0
 	for i, p := range l.tabs {
 		var err error
 		if before[i], err = p.connected(follows); err != nil {
-			return err
+			return 0, err
 		}
 	}
 	l.pause(150 * time.Millisecond)
@@ -276,11 +278,14 @@ func (l *line) cut() error {
 		return nil
 	})
 	if err != nil {
-		return fmt.Errorf("cut %s: %w", kind.name, err)
+		return 0, fmt.Errorf("cut %s: %w", kind.name, err)
+	}
+	if l.r.kills.Load() != kills {
+		return 0, nil
 	}
 	l.r.counted("cut "+kind.name, 1)
 	l.r.counted("cuts", 1)
-	return nil
+	return 1, nil
 }
 
 // disturb does to a tab what its user might, or to its messages what the network must not.
@@ -349,16 +354,14 @@ func (r *torture) reload(p *tab) error {
 func (r *torture) breakdown(round int) {
 	i := r.rng.IntN(2)
 	r.kill(i, syscall.SIGKILL)
-	switch round % 4 {
-	case 0:
-		r.killWorker()
-	case 1:
-		r.cutWeb()
-	case 2:
-		r.kill(1-i, syscall.SIGTERM)
-	case 3:
-		r.kill(1-i, syscall.SIGKILL)
-		r.cutWeb()
+	if round%2 == 0 {
+		r.killWorker(round%4 == 2)
+		return
+	}
+	r.cutWeb()
+	r.kill(1-i, syscall.SIGTERM)
+	if round%4 == 3 {
+		r.kill(i, syscall.SIGKILL)
 	}
 }
 
@@ -371,6 +374,7 @@ func (r *torture) kill(i int, signal syscall.Signal) {
 			r.direct(l, 1-i)
 		}
 	}
+	r.kills.Add(1)
 	n.cmd.Process.Signal(signal)
 	<-n.done
 	again := r.broadcaster()
@@ -382,11 +386,13 @@ func (r *torture) kill(i int, signal syscall.Signal) {
 			r.direct(l, i)
 		}
 	}
+	r.kills.Add(1)
 	r.counted("broadcasters killed", 1)
 }
 
-// killWorker kills the worker, lets tabs read snapshots that hold events which nobody has given an offset, and starts another.
-func (r *torture) killWorker() {
+// killWorker kills the worker, lets tabs read snapshots that hold events which nobody has given an offset, and starts another. One
+// tab is reloaded in between, and goes on from what it kept; or all of it is of a history that has ended.
+func (r *torture) killWorker(epoch bool) {
 	r.worker.cmd.Process.Kill()
 	<-r.worker.done
 	for _, topic := range []string{pricesTopic, accountsTopic} {
@@ -405,6 +411,27 @@ func (r *torture) killWorker() {
 				r.t.Fatal(err)
 			}
 		}
+	}
+	for _, p := range r.tabs {
+		if err := p.until("its snapshots hold events without an offset", func() (bool, error) {
+			s, err := p.status()
+			return s.Holds, err
+		}); err != nil {
+			r.t.Fatal(err)
+		}
+	}
+	keeps := r.lines[1].tabs[0]
+	if err := keeps.do("torture.kept()"); err != nil {
+		r.t.Fatal(err)
+	}
+	if err := r.reload(keeps); err != nil {
+		r.t.Fatal(err)
+	}
+	if epoch {
+		if _, err := r.market.pool.Exec(r.t.Context(), `SELECT commitcast.begin_epoch(NULL, 'torture')`); err != nil {
+			r.t.Fatal(err)
+		}
+		r.counted("epochs", 1)
 	}
 	r.worker = start(r.t, r.database, r.redis, "worker")
 	r.counted("workers killed", 1)
@@ -434,8 +461,12 @@ func (r *torture) settle(round int) {
 	}
 	for _, p := range r.tabs {
 		if err := p.until("no action is under way", func() (bool, error) {
+			c, err := p.status()
+			if err != nil {
+				return false, err
+			}
 			s, err := evaluate[shown](p, "torture.shown(false)")
-			return s.Under == 0, err
+			return s.Under == 0, errors.Join(err, p.hurry(c))
 		}); err != nil {
 			t.Fatal(err)
 		}
@@ -574,7 +605,7 @@ func (r *torture) conclude(cuts int) {
 		r.t.Fatal(err)
 	}
 	c := r.count
-	for what, least := range map[string]int{"cuts": cuts, "held": 1, "skipped as held": 1, "shown": 1, "stale": 1, "applied": 10 * cuts} {
+	for what, least := range map[string]int{"cuts": cuts, "held": 1, "skipped as held": 1, "restored": 1, "restored with held": 1, "shown": 1, "stale": 1, "applied": 10 * cuts} {
 		if c[what] < least {
 			r.t.Errorf("%s: %d, less than %d: the test has proven less than it should", what, c[what], least)
 		}

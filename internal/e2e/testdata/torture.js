@@ -6,7 +6,7 @@ import { persist, share } from "/more.js";
 const asked = Object.fromEntries(new URLSearchParams(location.search));
 const counts = {
   dials: 0, losses: 0, applied: 0, snapshots: 0, held: 0, resets: 0, subscribes: 0, messages: 0, lost: 0, twice: 0, swapped: 0,
-  acts: 0, done: 0, shown: 0, unshown: 0, stale: 0, unknown: 0,
+  restored: 0, "restored with held": 0, acts: 0, done: 0, repeated: 0, shown: 0, unshown: 0, stale: 0, unknown: 0,
 };
 const troubles = []; // what must not happen
 const errors = {}; // what may: how often, by kind
@@ -52,6 +52,7 @@ class Watched extends WebSocket {
 }
 
 // What the snapshot said goes into the state, so that a state says what it was made of.
+const reads = new Set(); // of this page
 async function reading(input, init) {
   const response = await fetch(input, init);
   if (!response.ok) return response;
@@ -59,12 +60,13 @@ async function reading(input, init) {
   const { read, values } = body.state;
   counts.snapshots++;
   if (body.pending.length > 0) counts.held++;
+  reads.add(read);
   body.state = { values, seen: [], base: { read, values, cursor: body.cursor, pending: body.pending } };
   return Response.json(body);
 }
 
 let was = "idle";
-let losses = 0;
+let losses = Number(sessionStorage.getItem("losses") ?? -1) + 1; // a reload is one
 const feed = connect({
   url: asked.link,
   fetch: reading,
@@ -75,6 +77,7 @@ const feed = connect({
   },
   onconnection({ state }) {
     if (was === "open" && state !== "open") losses++, counts.losses++;
+    sessionStorage.setItem("losses", losses);
     was = state;
   },
 });
@@ -98,6 +101,15 @@ const topics = {
   prices: follow("prices", (_, { value, version }) => [value, version]), // what it is now
   accounts: follow("accounts", ([balance], { by }) => [balance + by]), // by how much: twice is wrong
 };
+for (const topic of store ? Object.values(topics) : []) {
+  const stop = topic.subscribe(({ state }) => {
+    if (!state) return;
+    stop();
+    if (reads.has(state.base.read)) return;
+    counts.restored++;
+    if (state.base.pending.length > 0) counts["restored with held"]++;
+  });
+}
 
 // ---------------------------------------------------------------------------------------------- the actions
 
@@ -124,6 +136,7 @@ async function trade() {
       if (result.stale) counts.stale++;
       else {
         counts.done++;
+        if (result.response.headers.has("Commitcast-Repeated")) counts.repeated++;
         counts[(await result.shown) ? "shown" : "unshown"]++;
       }
       return;
@@ -150,13 +163,18 @@ globalThis.torture = {
     const { state, retryAt } = feed.connection;
     const views = Object.values(topics).map((t) => t.view);
     const follows = views.every(({ status }) => status === "live" || status === "catching-up");
-    return { state, in: retryAt ? Math.round(retryAt - Date.now()) : 0, follows, losses, harmless: harm === "" };
+    const holds = views.every((view) => view.state?.base.pending.length > 0);
+    return { state, holds, in: retryAt ? Math.round(retryAt - Date.now()) : 0, follows, losses };
   },
   harm(how) {
     harm = how;
   },
   reread(name) {
     topics[name].reread();
+  },
+  /** Resolves when what is shown now is on disk. */
+  kept() {
+    return store.flush();
   },
   nudge() {
     dispatchEvent(new Event("online")); // as a browser says it
