@@ -28,6 +28,8 @@ const (
 	kong       = "github.com/alecthomas/kong"
 	goleak     = "go.uber.org/goleak"
 	sync       = "golang.org/x/sync"
+	jwt        = "github.com/golang-jwt/jwt/v5"
+	jwkset     = "github.com/MicahParks/jwkset"
 	anything   = "*"
 )
 
@@ -49,10 +51,13 @@ var rules = map[string]rule{
 		theirs: []string{pgx, river, prometheus, sync},
 	},
 	"broadcaster": {
-		ours: []string{"stream", "wire"}, theirs: []string{websocket, prometheus, sync},
-		never: []string{pgx, river},
+		ours: []string{"stream", "wire", "auth"}, theirs: []string{websocket, prometheus, sync},
+		never: []string{pgx, river, jwt, jwkset},
 	},
-	"client": {ours: []string{"wire"}, theirs: []string{websocket}, never: []string{pgx, river, goRedis}},
+	// What a token is made of is known below auth/token only: who brings a Verifier of his own needs none of it.
+	"auth":       {ours: []string{"wire"}, theirs: []string{prometheus, sync}, never: []string{jwt, jwkset}},
+	"auth/token": {ours: []string{"auth", "wire"}, theirs: []string{jwt, jwkset}, never: []string{pgx, river, goRedis}},
+	"client":     {ours: []string{"wire"}, theirs: []string{websocket}, never: []string{pgx, river, goRedis}},
 	// The TypeScript package as files; a Go program may serve them.
 	"client/ts":  {},
 	"migrations": {theirs: []string{pgx, river}},

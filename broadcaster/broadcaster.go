@@ -15,6 +15,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/commitcast/commitcast/auth"
 	"github.com/commitcast/commitcast/stream"
 )
 
@@ -43,6 +44,15 @@ type Config struct {
 	ResetSpread time.Duration
 	// Drain is the window over which clients are told to come back, and are closed, at shutdown. Default 5 s.
 	Drain time.Duration
+	// Verifier checks the tokens of clients. Default: none, authentication is off, and everybody may read every topic.
+	Verifier auth.Verifier
+	// Authorizer decides which topics a client may read: when it subscribes, at each page of a replay, and when its token is
+	// renewed. Default auth.Claims: those that its token names. Not used while authentication is off.
+	Authorizer auth.Authorizer
+	// AuthTimeout is how long a connection may take to bring its token, and checking that token may take. Default 5 s.
+	AuthTimeout time.Duration
+	// AuthGrace is how long a session goes on after its token has expired, for a newer one to arrive. Default 10 s.
+	AuthGrace time.Duration
 	// Origins are the host patterns of pages on other origins that may connect (path.Match syntax, for example
 	// "*.example.com"). Default: none but the server's own host.
 	Origins []string
@@ -65,6 +75,11 @@ func (c Config) withDefaults() (Config, error) {
 	setDefault(&c.MaxConnections, 50_000)
 	setDefault(&c.MaxSubscriptions, 1_000)
 	setDefault(&c.WriteTimeout, 10*time.Second)
+	setDefault(&c.AuthTimeout, 5*time.Second)
+	setDefault(&c.AuthGrace, 10*time.Second)
+	if c.Authorizer == nil {
+		c.Authorizer = auth.Claims{}
+	}
 	setDefault(&c.ResetSpread, time.Second)
 	setDefault(&c.Drain, 5*time.Second)
 	if c.Logger == nil {
@@ -73,7 +88,7 @@ func (c Config) withDefaults() (Config, error) {
 	for name, v := range map[string]int64{"Heartbeat": int64(c.Heartbeat), "HeadPoll": int64(c.HeadPoll),
 		"DegradedPoll": int64(c.DegradedPoll), "LogEvents": int64(c.LogEvents), "LogBytes": int64(c.LogBytes),
 		"MaxConnections": int64(c.MaxConnections), "MaxSubscriptions": int64(c.MaxSubscriptions),
-		"WriteTimeout": int64(c.WriteTimeout), "ResetSpread": int64(c.ResetSpread), "Drain": int64(c.Drain)} {
+		"WriteTimeout": int64(c.WriteTimeout), "AuthTimeout": int64(c.AuthTimeout), "AuthGrace": int64(c.AuthGrace), "ResetSpread": int64(c.ResetSpread), "Drain": int64(c.Drain)} {
 		if v < 0 {
 			return c, fmt.Errorf("broadcaster: Config.%s is negative", name)
 		}

@@ -16,7 +16,7 @@ func (b *Broadcaster) Handler() http.Handler {
 	mux.HandleFunc("GET /v1/ws", b.serveWS)
 	mux.HandleFunc("GET /v1/topics/{topic}/events", b.serveEvents)
 	mux.HandleFunc("OPTIONS /v1/topics/{topic}/events", b.allowEvents)
-	return mux
+	return b.door(mux)
 }
 
 // admit says whether one more client can be taken. It has answered the client if not.
@@ -43,6 +43,10 @@ func (b *Broadcaster) serveWS(w http.ResponseWriter, r *http.Request) {
 	if !b.admit(w) {
 		return
 	}
+	who, ok := b.identify(w, r)
+	if !ok {
+		return
+	}
 	sock, err := accept(w, r, b.cfg.Origins)
 	if err != nil {
 		b.log.Debug("handshake refused", "error", err)
@@ -53,7 +57,7 @@ func (b *Broadcaster) serveWS(w http.ResponseWriter, r *http.Request) {
 		sock.close(wire.CloseShutdown)
 		return
 	}
-	s.serve(b.ctx, sock.ws)
+	s.serve(b.ctx, sock.ws, who)
 }
 
 // refuse answers 503 with the time after which to come back.
@@ -68,7 +72,11 @@ func (b *Broadcaster) addSession(s *session) bool {
 	if b.draining {
 		return false
 	}
-	s.nextBeat = time.Now().Add(jitter(b.cfg.Heartbeat)) // spread, after a mass reconnect
+	now := time.Now()
+	s.nextBeat = now.Add(jitter(b.cfg.Heartbeat)) // spread, after a mass reconnect
+	if b.cfg.Verifier != nil {
+		s.until, s.overdue = now.Add(b.cfg.AuthTimeout), wire.CloseAuthTimeout
+	}
 	b.sessions[s] = struct{}{}
 	b.metrics.connections.Inc()
 	return true

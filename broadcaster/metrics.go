@@ -7,7 +7,8 @@ type metrics struct {
 	connections, subscriptions, topics        prometheus.Gauge
 	messages, bytes, delivered, runs          prometheus.Counter
 	gaps, healed, stalled, turnedAway, epochs prometheus.Counter
-	resets, replayed, refused                 *prometheus.CounterVec
+	expired                                   prometheus.Counter
+	resets, replayed, refused, tokens         *prometheus.CounterVec
 }
 
 func newMetrics(r prometheus.Registerer) *metrics {
@@ -35,11 +36,13 @@ func newMetrics(r prometheus.Registerer) *metrics {
 		epochs:        counter("epochs_total", "Times that the database was found in a new epoch."),
 		resets:        vec("resets_total", "Subscriptions ended by a reset, by reason.", "reason"),
 		replayed:      vec("events_replayed_total", "Events read for subscribers that were behind, by source.", "source"),
+		expired:       counter("sessions_expired_total", "Sessions ended because no token came in time, or none after one that expired."),
+		tokens:        vec("tokens_total", "Tokens checked, by outcome: accepted, refused, unavailable.", "outcome"),
 		refused:       vec("requests_refused_total", "Requests answered with an error, by code.", "code"),
 	}
 	if r != nil {
 		r.MustRegister(m.connections, m.subscriptions, m.topics, m.messages, m.bytes, m.delivered, m.runs, m.gaps,
-			m.healed, m.stalled, m.turnedAway, m.epochs, m.resets, m.replayed, m.refused)
+			m.healed, m.stalled, m.turnedAway, m.epochs, m.resets, m.replayed, m.refused, m.expired, m.tokens)
 	}
 	return m
 }

@@ -8,6 +8,7 @@ import (
 
 	"github.com/coder/websocket"
 
+	"github.com/commitcast/commitcast/auth"
 	"github.com/commitcast/commitcast/wire"
 )
 
@@ -47,6 +48,10 @@ type session struct {
 	closed   bool
 	nextBeat time.Time
 	errors   int
+
+	who     *auth.Identity // nil before the client has said who it is, and while authentication is off
+	until   time.Time      // when the session ends unless something comes before; zero: never
+	overdue wire.CloseCode // with which it ends then
 }
 
 func newSession(b *Broadcaster, to sink) *session {
@@ -62,10 +67,17 @@ func (s *session) hello() {
 	})
 }
 
-// serve reads the requests of a WebSocket client until the connection ends.
-func (s *session) serve(ctx context.Context, ws *websocket.Conn) {
+// serve reads the requests of a WebSocket client until the connection ends. who is nil if the client has yet to say who it
+// is: then nothing is said to it before.
+func (s *session) serve(ctx context.Context, ws *websocket.Conn, who *auth.Identity) {
 	defer s.end()
-	s.hello()
+	switch {
+	case who != nil:
+		s.admit(who)
+		s.hello()
+	case s.b.cfg.Verifier == nil:
+		s.hello()
+	}
 	for {
 		typ, message, err := ws.Read(ctx)
 		if err != nil {
@@ -76,7 +88,7 @@ func (s *session) serve(ctx context.Context, ws *websocket.Conn) {
 			return
 		}
 		for line := range wire.Lines(message) {
-			if !s.handle(line) {
+			if !s.handle(ctx, line) {
 				return
 			}
 		}
@@ -84,8 +96,9 @@ func (s *session) serve(ctx context.Context, ws *websocket.Conn) {
 }
 
 // handle answers one request. False ends the connection.
-func (s *session) handle(line []byte) bool {
-	if !s.answer(wire.ParseRequest(line)) {
+func (s *session) handle(ctx context.Context, line []byte) bool {
+	req, err := wire.ParseRequest(line)
+	if !s.answer(ctx, req, err) {
 		return false
 	}
 	// A client that asks without reading the answers waits here, in its own read loop.
@@ -98,9 +111,13 @@ func (s *session) handle(line []byte) bool {
 }
 
 // answer does what a request asks for, or refuses it. False ends the connection.
-func (s *session) answer(req wire.Request, err error) bool {
+func (s *session) answer(ctx context.Context, req wire.Request, err error) bool {
 	if err == nil {
-		err = s.do(req)
+		err = s.do(ctx, req)
+	}
+	if end := (ended{}); errors.As(err, &end) {
+		s.sink.close(end.code)
+		return false
 	}
 	if err != nil {
 		var refusal *wire.Error
@@ -109,6 +126,9 @@ func (s *session) answer(req wire.Request, err error) bool {
 		}
 		s.b.metrics.refused.WithLabelValues(refusal.Code).Inc()
 		s.send(func(p []byte) []byte { return wire.AppendError(p, req.ID, refusal) })
+		if refusal.Code == wire.CodeUnavailable {
+			return true // not the client's fault
+		}
 		if s.errors++; s.errors >= maxErrors {
 			s.sink.close(wire.CloseTooManyErrors)
 			return false
@@ -117,14 +137,25 @@ func (s *session) answer(req wire.Request, err error) bool {
 	return true
 }
 
-func (s *session) do(req wire.Request) error {
+func (s *session) do(ctx context.Context, req wire.Request) error {
+	s.mu.Lock()
+	who := s.who
+	s.mu.Unlock()
+	if req.Op != wire.OpAuth && who == nil && s.b.cfg.Verifier != nil {
+		return because(wire.CloseUnauthorized, errors.New("auth comes first"))
+	}
 	switch req.Op {
+	case wire.OpAuth:
+		return s.authenticate(ctx, req.Token)
 	case wire.OpSubscribe:
+		if refusal := s.b.allowed(ctx, who, req.Topic); refusal != nil {
+			return refusal
+		}
 		return s.b.subscribe(s, req)
 	case wire.OpUnsubscribe:
 		return s.b.unsubscribe(s, req)
 	}
-	return nil // auth: accepted as it is while authentication is off
+	return nil
 }
 
 // send adds one control frame and sees to it that it is written.
@@ -226,11 +257,11 @@ func (s *session) collect(p []byte) []byte {
 	return p
 }
 
-// beat sends a heartbeat with the heads of all live subscriptions, unless the client is not taking what it has.
+// beat ends a session whose time is up, or sends a heartbeat with the heads of all live subscriptions, unless the client is not taking what it has.
 func (s *session) beat(now time.Time) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if now.Before(s.nextBeat) {
+	if s.expire(now) || s.who == nil && s.b.cfg.Verifier != nil || now.Before(s.nextBeat) {
 		return
 	}
 	s.nextBeat = now.Add(s.b.cfg.Heartbeat)

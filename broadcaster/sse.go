@@ -61,6 +61,19 @@ func (b *Broadcaster) serveEvents(w http.ResponseWriter, r *http.Request) {
 	if !b.admit(w) {
 		return
 	}
+	who, ok := b.identify(w, r)
+	if !ok {
+		return
+	}
+	if who == nil && b.cfg.Verifier != nil {
+		unauthorized(w, "", "a token is needed, in the header Authorization")
+		return
+	}
+	// Said with a status here, since an EventSource comes back for ever after what is said within the stream.
+	if err := b.allowed(r.Context(), who, req.Topic); err != nil {
+		b.answerRefusal(w, err)
+		return
+	}
 	h := w.Header()
 	h.Set("Content-Type", "text/event-stream")
 	h.Set("Cache-Control", "no-store")
@@ -84,12 +97,25 @@ func (b *Broadcaster) serveEvents(w http.ResponseWriter, r *http.Request) {
 		b.log.Debug("events cannot be sent", "error", err)
 		return
 	}
+	if who != nil {
+		s.admit(who)
+	}
 	s.hello()
-	s.answer(req, nil)
+	s.answer(r.Context(), req, nil)
 	select {
 	case <-e.done:
 	case <-r.Context().Done():
 	}
+}
+
+// answerRefusal says with a status why a topic is not served.
+func (b *Broadcaster) answerRefusal(w http.ResponseWriter, refusal *wire.Error) {
+	if refusal.Code != wire.CodeForbidden {
+		refuse(w, refusal.Message, time.Second+jitter(4*time.Second))
+		return
+	}
+	b.metrics.refused.WithLabelValues(refusal.Code).Inc()
+	problem(w, http.StatusForbidden, refusal.Code, refusal.Message)
 }
 
 // checkSubscribe refuses what cannot be subscribed to while there is still a status to refuse it with.
@@ -165,9 +191,17 @@ func (e *eventStream) setDeadline(t time.Time) error {
 	return nil
 }
 
-// close and closeNow tell the handler to end. What was written has been flushed.
-func (e *eventStream) close(wire.CloseCode) { e.closeNow() }
-func (e *eventStream) closeNow()            { e.doneOnce.Do(func() { close(e.done) }) }
+// close and closeNow tell the handler to end. What was written has been flushed. A stream has no close codes: that the
+// token is not good any more is said in a frame.
+func (e *eventStream) close(c wire.CloseCode) {
+	if c.Code == wire.CloseUnauthorized.Code {
+		frame := wire.AppendError(nil, 0, &wire.Error{Code: wire.CodeForbidden, Message: c.Reason})
+		out, _ := appendServerSent(nil, frame)
+		_ = e.write(out, sseGoodbye) // the client may be gone
+	}
+	e.closeNow()
+}
+func (e *eventStream) closeNow() { e.doneOnce.Do(func() { close(e.done) }) }
 
 // stop makes sure that nobody writes any more. Called by the handler, before it returns.
 func (e *eventStream) stop() {

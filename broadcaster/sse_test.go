@@ -27,6 +27,7 @@ type eventSource struct {
 	t      *testing.T
 	url    string
 	client *http.Client
+	header http.Header // besides
 	lastID string
 	retry  time.Duration
 	resp   *http.Response
@@ -64,6 +65,9 @@ func (e *eventSource) connect() error {
 	r, err := http.NewRequestWithContext(ctx, "GET", e.url, nil)
 	if err != nil {
 		e.t.Fatal(err)
+	}
+	if e.header != nil {
+		r.Header = e.header.Clone()
 	}
 	r.Header.Set("Accept", "text/event-stream")
 	if e.lastID != "" {

@@ -18,6 +18,9 @@ const (
 	MaxData = 256 << 10
 	// MaxClientFrame is the largest message a client may send, in bytes. Tokens are the largest thing clients send.
 	MaxClientFrame = 8 << 10
+	// TokenProtocol begins an entry of a handshake's subprotocols that holds a token, for clients that can set no other
+	// header. It is never chosen.
+	TokenProtocol = "commitcast.token."
 	// MaxInteger bounds offsets and event ids: the largest integer that every JSON parser keeps exact (2^53 - 1).
 	MaxInteger = 1<<53 - 1
 	// Partitions is the number of partitions topics hash to. Fixed: it is stored with each topic.

@@ -8,6 +8,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+
 	"github.com/commitcast/commitcast/broadcaster"
 	"github.com/commitcast/commitcast/worker"
 )
@@ -56,25 +58,21 @@ func (f *workerFlags) worker() worker.Config {
 // clientFlags are those of commands that serve clients.
 type clientFlags struct {
 	Listen         string        `env:"COMMITCAST_LISTEN" default:"127.0.0.1:8080" placeholder:"ADDR" help:"Address for clients (${default})."`
-	Auth           string        `env:"COMMITCAST_AUTH" placeholder:"MODE" help:"How clients are authenticated. 'off': not at all, everybody may read every topic."`
 	AllowPublic    bool          `env:"COMMITCAST_ALLOW_PUBLIC" help:"With --auth=off: serve on an address that is not loopback all the same."`
 	Origins        []string      `env:"COMMITCAST_ORIGINS" placeholder:"HOST" help:"Hosts of pages on other origins that may connect, as patterns: *.example.com."`
 	Node           string        `env:"COMMITCAST_NODE" help:"Name of this node, for clients and logs (host name and random digits)."`
 	Heartbeat      time.Duration `env:"COMMITCAST_HEARTBEAT" default:"15s" help:"How often clients hear the heads of their topics (${default})."`
 	MaxConnections int           `env:"COMMITCAST_MAX_CONNECTIONS" default:"50000" help:"Clients at once; further ones get 503 (${default})."`
 	Drain          time.Duration `env:"COMMITCAST_DRAIN" default:"5s" help:"Window over which clients are closed at shutdown (${default})."`
+	authFlags
 }
 
-// check refuses to serve without authentication unless that was asked for.
+// check refuses what cannot be, before anything is opened.
 func (f *clientFlags) check() error {
-	switch f.Auth {
-	case "off":
-	case "":
-		return usageError{fmt.Errorf("say --auth=off to serve clients without authentication; other modes are not in this version")}
-	default:
-		return usageError{fmt.Errorf("--auth=%s: this version knows only --auth=off", f.Auth)}
+	if err := f.authFlags.check(); err != nil {
+		return err
 	}
-	if !f.AllowPublic && !loopback(f.Listen) {
+	if f.Auth == "off" && !f.AllowPublic && !loopback(f.Listen) {
 		return usageError{fmt.Errorf("--auth=off on %s would let anybody in; listen on 127.0.0.1 behind a proxy, or insist with --allow-public", f.Listen)}
 	}
 	if f.Heartbeat < time.Second {
@@ -89,9 +87,11 @@ func (f *clientFlags) check() error {
 	return nil
 }
 
-func (f *clientFlags) config() broadcaster.Config {
-	return broadcaster.Config{Node: f.Node, Heartbeat: f.Heartbeat, MaxConnections: f.MaxConnections,
-		Drain: max(f.Drain, time.Millisecond), Origins: f.Origins}
+// config is what a broadcaster is made with.
+func (f *clientFlags) config(log *slog.Logger, metrics prometheus.Registerer) (broadcaster.Config, error) {
+	c := broadcaster.Config{Node: f.Node, Heartbeat: f.Heartbeat, MaxConnections: f.MaxConnections,
+		Drain: max(f.Drain, time.Millisecond), Origins: f.Origins, AuthGrace: max(f.AuthGrace, time.Nanosecond), Logger: log, Registerer: metrics}
+	return c, f.configure(&c, log)
 }
 
 // loopback reports whether an address can be reached from this machine only.

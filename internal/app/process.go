@@ -73,8 +73,10 @@ func (p *process) run(ctx context.Context, work *worker.Config, clients *clientF
 		checks["worker"] = w.Ready
 	}
 	if clients != nil {
-		config := clients.config()
-		config.Logger, config.Registerer = p.log, metrics
+		config, err := clients.config(p.log, metrics)
+		if err != nil {
+			return err
+		}
 		b, err := broadcaster.New(journal.New(pool), s, config)
 		if err != nil {
 			return err

@@ -9,6 +9,8 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
+	"strings"
 	"sync"
 	"syscall"
 	"testing"
@@ -63,7 +65,10 @@ func start(t *testing.T, database, redis string, args ...string) *node {
 	n := &node{t: t, done: make(chan struct{})}
 	args = append(args, "--log-format=json", "--ops-listen=127.0.0.1:0")
 	if args[0] != "worker" {
-		args = append(args, "--listen=127.0.0.1:0", "--auth=off", "--drain=100ms")
+		args = append(args, "--listen=127.0.0.1:0", "--drain=100ms")
+		if !slices.ContainsFunc(args, func(a string) bool { return strings.HasPrefix(a, "--auth=") }) {
+			args = append(args, "--auth=off")
+		}
 	}
 	n.cmd = exec.Command(binary, args...)
 	n.cmd.Env = append(os.Environ(), "DATABASE_URL="+database, "REDIS_URL="+redis)

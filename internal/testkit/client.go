@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/http"
 	"strings"
 	"testing"
 	"time"
@@ -33,16 +34,10 @@ func Dial(t testing.TB, url string) *Client {
 
 // DialErr is Dial for tests in which it may fail.
 func DialErr(t testing.TB, url string) (*Client, error) {
-	url = "ws" + strings.TrimPrefix(strings.TrimPrefix(strings.TrimSuffix(url, "/"), "ws"), "http")
-	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
-	defer cancel()
-	ws, _, err := websocket.Dial(ctx, url+"/v1/ws", &websocket.DialOptions{Subprotocols: []string{wire.Protocol}})
+	c, _, err := Open(t, url, nil)
 	if err != nil {
 		return nil, err
 	}
-	ws.SetReadLimit(64 << 20)
-	c := &Client{t: t, WS: ws}
-	t.Cleanup(func() { ws.CloseNow() })
 	if c.Hello, err = c.Read(10 * time.Second); err != nil {
 		return nil, err
 	}
@@ -50,6 +45,46 @@ func DialErr(t testing.TB, url string) (*Client, error) {
 		return nil, fmt.Errorf("first frame is %q, not hello", c.Hello.Op)
 	}
 	return c, nil
+}
+
+// Open is Dial that does not wait for hello; options may be nil. The response is that of the handshake, if there was one.
+func Open(t testing.TB, url string, options *websocket.DialOptions) (*Client, *http.Response, error) {
+	url = "ws" + strings.TrimPrefix(strings.TrimPrefix(strings.TrimSuffix(url, "/"), "ws"), "http")
+	if options == nil {
+		options = &websocket.DialOptions{}
+	}
+	options.Subprotocols = append([]string{wire.Protocol}, options.Subprotocols...)
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	ws, response, err := websocket.Dial(ctx, url+"/v1/ws", options)
+	if err != nil {
+		return nil, response, err
+	}
+	ws.SetReadLimit(64 << 20)
+	t.Cleanup(func() { ws.CloseNow() })
+	return &Client{t: t, WS: ws}, response, nil
+}
+
+// Auth sends a token and reads hello.
+func (c *Client) Auth(token string) {
+	c.t.Helper()
+	c.Send(fmt.Sprintf(`{"op":"auth","token":%q}`, token))
+	c.Hello = c.Expect("hello")
+}
+
+// ExpectClose reads until the connection has ended, and fails unless it ended with the code, within ten seconds of the
+// last frame. It returns the reason.
+func (c *Client) ExpectClose(code int) (reason string) {
+	c.t.Helper()
+	for {
+		if _, err := c.Read(10 * time.Second); err != nil {
+			var closed websocket.CloseError
+			if errors.As(err, &closed); int(closed.Code) != code {
+				c.t.Errorf("closed with %d %q (%v), want %d", closed.Code, closed.Reason, err, code)
+			}
+			return closed.Reason
+		}
+	}
 }
 
 // Send sends one text message as it is.

@@ -1,0 +1,169 @@
+package token
+
+import (
+	"context"
+	"crypto/ed25519"
+	"crypto/rand"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"io"
+	"log/slog"
+	"net/http"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/commitcast/commitcast/auth"
+)
+
+// published answers requests for a JWK Set, without a network: time in these tests is that of a bubble.
+type published struct {
+	mu      sync.Mutex
+	ids     []string
+	err     error
+	slow    time.Duration
+	fetched atomic.Int64
+	keys    map[string]ed25519.PublicKey
+}
+
+func (p *published) RoundTrip(r *http.Request) (*http.Response, error) {
+	p.fetched.Add(1)
+	p.mu.Lock()
+	ids, err, slow := p.ids, p.err, p.slow
+	p.mu.Unlock()
+	select {
+	case <-time.After(slow):
+	case <-r.Context().Done():
+		return nil, r.Context().Err()
+	}
+	if err != nil {
+		return nil, err
+	}
+	var set struct {
+		Keys []map[string]string `json:"keys"`
+	}
+	for _, id := range ids {
+		set.Keys = append(set.Keys, map[string]string{"kty": "OKP", "crv": "Ed25519", "kid": id, "x": base64.RawURLEncoding.EncodeToString(p.keys[id])})
+	}
+	text, _ := json.Marshal(set)
+	return &http.Response{StatusCode: 200, Body: io.NopCloser(strings.NewReader(string(text)))}, nil
+}
+
+func (p *published) set(err error, slow time.Duration, ids ...string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.err, p.slow, p.ids = err, slow, ids
+}
+
+// bubble runs f in a bubble of time, with a set that publishes key "a".
+func bubble(t *testing.T, f func(t *testing.T, s *set, p *published)) {
+	synctest.Test(t, func(t *testing.T) {
+		p := &published{keys: map[string]ed25519.PublicKey{}}
+		for _, id := range []string{"a", "b"} {
+			p.keys[id], _, _ = ed25519.GenerateKey(rand.Reader)
+		}
+		p.set(nil, 0, "a")
+		s, err := newSet(Config{JWKSURL: "https://issuer.test/keys", Algorithms: []string{EdDSA}, Client: &http.Client{Transport: p},
+			Logger: slog.New(slog.DiscardHandler)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		f(t, s, p)
+	})
+}
+
+func (s *set) expect(t *testing.T, id string, want error) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	defer cancel()
+	keys, err := s.keys(ctx, id, EdDSA)
+	if !errors.Is(err, want) || (err == nil) != (len(keys) > 0) {
+		t.Fatalf("key %s: %d keys, %v; want %v", id, len(keys), err, want)
+	}
+}
+
+// A key that is new is found at once; one that was taken out is refused when the set is looked at again.
+func TestSetRotates(t *testing.T) {
+	bubble(t, func(t *testing.T, s *set, p *published) {
+		s.expect(t, "a", nil)
+		time.Sleep(setPause)
+		p.set(nil, 0, "a", "b")
+		s.expect(t, "b", nil)
+		s.expect(t, "a", nil)
+		if n := p.fetched.Load(); n != 2 {
+			t.Errorf("fetched %d times", n)
+		}
+		p.set(nil, 0, "b")
+		s.expect(t, "a", nil) // not known yet
+		time.Sleep(setFresh)
+		s.expect(t, "a", auth.ErrRefused)
+		s.expect(t, "b", nil)
+	})
+}
+
+// However many tokens name unknown keys, the set is fetched seldom; those who may be right are told to come back.
+func TestSetIsNotHammered(t *testing.T) {
+	bubble(t, func(t *testing.T, s *set, p *published) {
+		p.set(nil, time.Second, "a")
+		began := time.Now()
+		var refused, unavailable atomic.Int64
+		for time.Since(began) < time.Minute {
+			var all sync.WaitGroup
+			for range 50 {
+				all.Go(func() {
+					_, err := s.keys(context.Background(), "unknown", EdDSA)
+					if errors.Is(err, auth.ErrRefused) {
+						refused.Add(1)
+					} else if errors.Is(err, errUnavailable) {
+						unavailable.Add(1)
+					}
+				})
+			}
+			all.Wait()
+			time.Sleep(time.Second)
+		}
+		if n := p.fetched.Load(); n > 7 {
+			t.Errorf("fetched %d times within a minute", n)
+		}
+		if refused.Load() == 0 || unavailable.Load() == 0 {
+			t.Errorf("%d refused, %d told to come back", refused.Load(), unavailable.Load())
+		}
+		s.expect(t, "a", nil) // and the others are served
+	})
+}
+
+// An issuer that is away or slow stops nobody whose key is known, for a day.
+func TestSetOutage(t *testing.T) {
+	bubble(t, func(t *testing.T, s *set, p *published) {
+		p.set(errors.New("away"), 0)
+		s.expect(t, "a", errUnavailable)
+		p.set(nil, 0, "a")
+		s.expect(t, "a", errUnavailable) // within the pause
+		time.Sleep(setPause)
+		s.expect(t, "a", nil)
+		for _, how := range []struct {
+			err  error
+			slow time.Duration
+			ids  []string
+		}{{errors.New("away"), 0, nil}, {nil, time.Hour, []string{"a"}}, {nil, 0, nil}} { // the last: an empty set
+			p.set(how.err, how.slow, how.ids...)
+			time.Sleep(setFresh + setPause)
+			s.expect(t, "a", nil)
+			began := time.Now()
+			s.expect(t, "a", nil) // the outage is known: nobody waits
+			s.expect(t, "b", errUnavailable)
+			if d := time.Since(began); d != 0 {
+				t.Errorf("waited %v", d)
+			}
+		}
+		time.Sleep(setStale)
+		s.expect(t, "a", errUnavailable)
+		p.set(nil, 0, "a")
+		time.Sleep(setPause)
+		s.expect(t, "a", nil)
+	})
+}

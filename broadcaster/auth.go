@@ -1,0 +1,223 @@
+package broadcaster
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/commitcast/commitcast/auth"
+	"github.com/commitcast/commitcast/wire"
+)
+
+const (
+	// maxReason is the longest text of a close frame, in bytes (RFC 6455).
+	maxReason = 123
+	// reviewsAtOnce is how many subscriptions of one session are held to a newer token at once: an Authorizer may have to
+	// ask somebody.
+	reviewsAtOnce = 16
+)
+
+// ended is the error that ends a connection with a close code.
+type ended struct{ code wire.CloseCode }
+
+func (e ended) Error() string { return e.code.Reason }
+
+// because is a close code with the reason for people to read.
+func because(c wire.CloseCode, why error) ended {
+	c.Reason += ": " + strings.TrimPrefix(why.Error(), auth.ErrRefused.Error()+": ")
+	if len(c.Reason) > maxReason {
+		c.Reason = strings.ToValidUTF8(c.Reason[:maxReason], "")
+	}
+	return ended{c}
+}
+
+// verify checks a token, within Config.AuthTimeout.
+func (b *Broadcaster) verify(ctx context.Context, token string) (*auth.Identity, error) {
+	ctx, cancel := context.WithTimeout(ctx, b.cfg.AuthTimeout)
+	defer cancel()
+	who, err := b.cfg.Verifier.Verify(ctx, token)
+	outcome := "accepted"
+	switch {
+	case errors.Is(err, auth.ErrRefused):
+		outcome = "refused"
+	case err != nil:
+		outcome = "unavailable"
+		b.log.Warn("tokens cannot be checked", "error", err)
+	}
+	b.metrics.tokens.WithLabelValues(outcome).Inc()
+	return who, err
+}
+
+// identify reads the token in a request's headers, if there is one: Authorization, or an entry of the WebSocket's
+// subprotocols for those who can set no other header. It has answered the client if that token is not good. who is nil
+// while the client has yet to say who it is.
+func (b *Broadcaster) identify(w http.ResponseWriter, r *http.Request) (who *auth.Identity, ok bool) {
+	if b.cfg.Verifier == nil {
+		return nil, true
+	}
+	token := headerToken(r.Header)
+	if token == "" {
+		return nil, true
+	}
+	who, err := b.verify(r.Context(), token)
+	switch {
+	case err == nil:
+		return who, true
+	case errors.Is(err, auth.ErrRefused):
+		unauthorized(w, `error="invalid_token"`, err.Error())
+	default:
+		refuse(w, "tokens cannot be checked now", time.Second+jitter(4*time.Second))
+	}
+	return nil, false
+}
+
+// unauthorized answers 401.
+func unauthorized(w http.ResponseWriter, how, detail string) {
+	w.Header().Set("WWW-Authenticate", strings.TrimSuffix("Bearer "+how, " "))
+	problem(w, http.StatusUnauthorized, wire.CodeForbidden, detail)
+}
+
+func headerToken(h http.Header) string {
+	if scheme, token, ok := strings.Cut(h.Get("Authorization"), " "); ok && strings.EqualFold(scheme, "Bearer") {
+		return strings.TrimSpace(token)
+	}
+	for _, list := range h.Values("Sec-WebSocket-Protocol") {
+		for entry := range strings.SplitSeq(list, ",") {
+			if token, ok := strings.CutPrefix(strings.TrimSpace(entry), wire.TokenProtocol); ok {
+				return token
+			}
+		}
+	}
+	return ""
+}
+
+// authenticate takes the token of an auth frame: the first one, or a newer one for a session that goes on.
+func (s *session) authenticate(ctx context.Context, token string) error {
+	b := s.b
+	if b.cfg.Verifier == nil {
+		return nil // accepted as it is
+	}
+	who, err := b.verify(ctx, token)
+	s.mu.Lock()
+	before := s.who
+	s.mu.Unlock()
+	switch {
+	case errors.Is(err, auth.ErrRefused):
+		return because(wire.CloseUnauthorized, err)
+	case err != nil && before == nil:
+		return because(wire.CloseOverload, errors.New("tokens cannot be checked now"))
+	case err != nil:
+		return &wire.Error{Code: wire.CodeUnavailable, Message: "tokens cannot be checked now; the last one stands until it expires"}
+	case before == nil:
+		s.admit(who)
+		s.hello()
+	case who.Subject != before.Subject:
+		return because(wire.CloseUnauthorized, errors.New("it is of another subject than the last one"))
+	default:
+		s.admit(who)
+		s.review(ctx, who)
+	}
+	return nil
+}
+
+// admit makes the session that of a client, until its token expires and a grace has passed.
+func (s *session) admit(who *auth.Identity) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.who, s.until = who, time.Time{}
+	if !who.Expires.IsZero() {
+		s.until = who.Expires.Add(s.b.cfg.AuthGrace)
+		s.overdue = because(wire.CloseUnauthorized, errors.New("it has expired")).code
+	}
+}
+
+// expire ends a session whose time is up. Called with mu held.
+func (s *session) expire(now time.Time) bool {
+	if s.until.IsZero() || now.Before(s.until) || s.closed {
+		return false
+	}
+	s.b.metrics.expired.Inc()
+	code := s.overdue
+	s.closed = true // nothing is written any more
+	s.drained.Broadcast()
+	s.b.spawn(func(context.Context) { s.sink.close(code) }) // ends within the WebSocket's closing timeout
+	return true
+}
+
+// allowed asks whether the session may read a topic: nil, or what the client is to be told.
+func (b *Broadcaster) allowed(ctx context.Context, who *auth.Identity, topic string) *wire.Error {
+	if b.cfg.Verifier == nil {
+		return nil
+	}
+	err := b.cfg.Authorizer.Authorize(ctx, who, topic)
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, auth.ErrForbidden):
+		return &wire.Error{Code: wire.CodeForbidden, Message: fmt.Sprintf("topic %q may not be read with this token", topic)}
+	}
+	b.log.Debug("a topic cannot be decided about", "topic", topic, "error", err)
+	return &wire.Error{Code: wire.CodeUnavailable, Message: "whether this topic may be read cannot be decided now; subscribe again in a moment"}
+}
+
+// review holds the subscriptions of a session to a newer token, and ends those that it does not allow.
+func (s *session) review(ctx context.Context, who *auth.Identity) {
+	s.mu.Lock()
+	subs := make([]*subscription, 0, len(s.subs))
+	for _, sub := range s.subs {
+		subs = append(subs, sub)
+	}
+	s.mu.Unlock()
+	var all sync.WaitGroup
+	turns := make(chan struct{}, reviewsAtOnce)
+	for _, sub := range subs {
+		turns <- struct{}{}
+		all.Go(func() { // waited for below
+			defer func() { <-turns }()
+			if refusal := s.b.allowed(ctx, who, sub.t.name); refusal != nil {
+				s.b.revoke(sub, refusal)
+			}
+		})
+	}
+	all.Wait()
+}
+
+// revoke ends a subscription that may not go on, and says so to the client.
+func (b *Broadcaster) revoke(sub *subscription, refusal *wire.Error) {
+	s := sub.s
+	s.mu.Lock()
+	ended := sub.state == subEnded
+	if !ended {
+		sub.endLocked()
+		s.sendLocked(func(p []byte) []byte { return wire.AppendError(p, sub.id, refusal) })
+	}
+	s.mu.Unlock()
+	if !ended {
+		b.metrics.refused.WithLabelValues(refusal.Code).Inc()
+		b.detach(sub)
+	}
+}
+
+// replayAllowed reads one page for a subscription if it may be read still. Called with the session's mu held.
+func (b *Broadcaster) replayAllowed(sub *subscription) {
+	if b.cfg.Verifier == nil {
+		b.replay(sub)
+		return
+	}
+	who, life := sub.s.who, sub.life
+	b.spawn(func(ctx context.Context) { // ends with one decision
+		if refusal := b.allowed(ctx, who, sub.t.name); refusal != nil {
+			b.revoke(sub, refusal)
+			return
+		}
+		sub.s.mu.Lock()
+		defer sub.s.mu.Unlock()
+		if sub.life == life && sub.state == subLive {
+			b.replay(sub)
+		}
+	})
+}
