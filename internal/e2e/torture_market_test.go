@@ -6,11 +6,13 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"math/rand/v2"
 	"net"
 	"net/http"
 	"os"
 	"os/exec"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -22,6 +24,7 @@ import (
 
 	"github.com/commitcast/commitcast/client/ts"
 	"github.com/commitcast/commitcast/internal/services"
+	"github.com/commitcast/commitcast/internal/testkit"
 	"github.com/commitcast/commitcast/outbox"
 )
 
@@ -54,7 +57,7 @@ type market struct {
 }
 
 // newMarket makes the tables and serves the page. client is the built client, one file of JavaScript.
-func newMarket(t *testing.T, database string, client []byte) *market {
+func newMarket(t *testing.T, database string, issuer *testkit.Issuer, client []byte) *market {
 	t.Helper()
 	exec1(t, database, tortureSchema)
 	pool, err := pgxpool.New(t.Context(), database)
@@ -84,7 +87,12 @@ func newMarket(t *testing.T, database string, client []byte) *market {
 	file("/commitcast.js", "text/javascript", client)
 	file("/more.js", "text/javascript", bundled(t))
 	file("/favicon.ico", "image/x-icon", nil)
-	var reads atomic.Int64
+	var tokens, reads atomic.Int64
+	mux.HandleFunc("GET /token", func(w http.ResponseWriter, r *http.Request) {
+		life, _ := strconv.ParseInt(r.URL.Query().Get("life"), 10, 64) // seconds; of a token that has expired, negative
+		io.WriteString(w, issuer.Token("trader", []string{"*"}, map[string]any{
+			"exp": time.Now().Unix() + life, "jti": strconv.FormatInt(tokens.Add(1), 10)})) // none is the same as the last
+	})
 	for topic, sql := range map[string]string{
 		pricesTopic:   `SELECT json_object_agg(key, json_build_array(value, version)) FROM price`,
 		accountsTopic: `SELECT json_object_agg(key, json_build_array(balance)) FROM account`,

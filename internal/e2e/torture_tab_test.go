@@ -169,38 +169,37 @@ type status struct {
 	In      int64  // ms until the next attempt
 	Follows bool   // both topics are subscribed to
 	Losses  int
+	Expired int  // how many of them for their token
 	Holds   bool // the snapshots of both topics held events without an offset
 }
 
 func (p *tab) status() (status, error) { return evaluate[status](p, "torture.status()") }
 
-// hurry tells a page that means to wait for long that the network is back.
+// hurry makes a page connect sooner than it means to.
 func (p *tab) hurry(s status) error {
-	if s.State == "waiting" && s.In > 1200 {
-		return p.do("torture.nudge()")
+	if s.State == "waiting" && s.In > 300 {
+		return p.do("torture.hurry()")
 	}
 	return nil
 }
 
-// connected waits until the page is connected, and follows both topics if it is to, and returns how many connections it
-// has lost before this one.
-func (p *tab) connected(follows bool) (losses int, err error) {
-	err = p.until("the page is connected", func() (bool, error) {
-		s, err := p.status()
-		if err != nil {
+// connected waits until the page is connected, and follows both topics if it is to.
+func (p *tab) connected(follows bool) (s status, err error) {
+	err = p.until("the page is connected", func() (_ bool, err error) {
+		if s, err = p.status(); err != nil {
 			return false, err
 		}
-		losses = s.Losses
 		return s.State == "open" && (s.Follows || !follows), p.hurry(s)
 	})
-	return losses, err
+	return s, err
 }
 
-// lost waits until the page has lost its connection.
-func (p *tab) lost(before int) error {
-	return p.until("the page notices that its connection is lost", func() (bool, error) {
+// lost waits until the page has lost the connection that it had, and tells whether for its token.
+func (p *tab) lost(before status) (expired bool, err error) {
+	return expired, p.until("the page notices that its connection is lost", func() (bool, error) {
 		s, err := p.status()
-		return s.Losses > before, err
+		expired = s.Expired > before.Expired
+		return s.Losses > before.Losses, err
 	})
 }
 

@@ -29,8 +29,8 @@ const (
 
 // TestTorture is the TypeScript client, as it is shipped, in a real Chromium. Four tabs show a topic of absolute values and one of
 // changes, which must not be applied twice; they write, too. Meanwhile connections are cut in every way that a network knows, tabs are
-// hidden, frozen and reloaded, their clocks moved, messages lost and doubled, broadcasters and the worker killed. Whenever all
-// is quiet each tab must show what the tables hold, made of exactly the events of the journal.
+// hidden, frozen and reloaded, their clocks moved, messages lost and doubled, their tokens expire, broadcasters and the worker are
+// killed. Whenever all is quiet each tab must show what the tables hold, made of exactly the events of the journal.
 //
 // A seed decides what is done, not when the machine does it: a run cannot be repeated to the letter.
 func TestTorture(t *testing.T) {
@@ -73,6 +73,7 @@ type torture struct {
 	seed     uint64
 	database string
 	redis    string
+	keys     string // file with the public key of tokens
 	market   *market
 	web      *testkit.Proxy // before the market
 	worker   *node
@@ -99,7 +100,9 @@ type line struct {
 func newTorture(t *testing.T, seed uint64) *torture {
 	r := &torture{t: t, rng: rand.New(rand.NewPCG(seed, 0)), seed: seed, database: testkit.Database(t), redis: testkit.RedisURL(t),
 		count: make(map[string]int)}
-	r.market = newMarket(t, r.database, clientJS(t, os.Getenv("TORTURE_MUTANT")))
+	issuer := testkit.NewIssuer(t)
+	r.keys = issuer.File(t)
+	r.market = newMarket(t, r.database, issuer, clientJS(t, os.Getenv("TORTURE_MUTANT")))
 	r.web = testkit.NewProxy(t, r.market.addr)
 	r.worker = start(t, r.database, r.redis, "worker")
 	for i := range r.nodes {
@@ -124,7 +127,8 @@ func newTorture(t *testing.T, seed uint64) *torture {
 }
 
 func (r *torture) broadcaster() *node {
-	return start(r.t, r.database, r.redis, "broadcaster", "--heartbeat=1s", "--origins=127.0.0.1:*")
+	return start(r.t, r.database, r.redis, "broadcaster", "--heartbeat=1s", "--origins=127.0.0.1:*",
+		"--auth=jwt", "--jwt-alg=EdDSA", "--jwt-key-file="+r.keys, "--jwt-audience="+testkit.Audience, "--jwt-leeway=0s", "--auth-grace=0s")
 }
 
 func (r *torture) counted(what string, n int) {
@@ -249,7 +253,7 @@ var cutKinds = []struct {
 }
 
 // cut does something harmless or harmful to the tabs of a line, and cuts its connection in one of the ways. It returns
-// how many connections it has cut: none, if a broadcaster was killed meanwhile, which may have cut it first.
+// how many connections it has cut: none, if a broadcaster was killed or a token has expired meanwhile, and may have been first.
 func (l *line) cut() (int, error) {
 	if len(l.deck) == 0 { // every kind comes once, in any order, before one comes again
 		l.deck = l.rng.Perm(len(cutKinds))
@@ -260,7 +264,7 @@ func (l *line) cut() (int, error) {
 		return 0, err
 	}
 	kills := l.r.kills.Load()
-	before := make([]int, len(l.tabs))
+	before := make([]status, len(l.tabs))
 	follows := l.rng.IntN(4) > 0
 	for i, p := range l.tabs {
 		var err error
@@ -269,18 +273,21 @@ func (l *line) cut() (int, error) {
 		}
 	}
 	l.pause(150 * time.Millisecond)
+	expired := false
 	err := kind.do(l, func() error {
 		for i, p := range l.tabs {
-			if err := p.lost(before[i]); err != nil {
+			token, err := p.lost(before[i])
+			if err != nil {
 				return err
 			}
+			expired = expired || token
 		}
 		return nil
 	})
 	if err != nil {
 		return 0, fmt.Errorf("cut %s: %w", kind.name, err)
 	}
-	if l.r.kills.Load() != kills {
+	if expired || l.r.kills.Load() != kills {
 		return 0, nil
 	}
 	l.r.counted("cut "+kind.name, 1)
@@ -605,7 +612,7 @@ func (r *torture) conclude(cuts int) {
 		r.t.Fatal(err)
 	}
 	c := r.count
-	for what, least := range map[string]int{"cuts": cuts, "held": 1, "skipped as held": 1, "restored": 1, "restored with held": 1, "shown": 1, "stale": 1, "applied": 10 * cuts} {
+	for what, least := range map[string]int{"cuts": cuts, "held": 1, "skipped as held": 1, "restored": 1, "restored with held": 1, "shown": 1, "stale": 1, "expired": 1, "token errors": 1, "applied": 10 * cuts} {
 		if c[what] < least {
 			r.t.Errorf("%s: %d, less than %d: the test has proven less than it should", what, c[what], least)
 		}

@@ -4,8 +4,10 @@ import { connect, act } from "/commitcast.js";
 import { persist, share } from "/more.js";
 
 const asked = Object.fromEntries(new URLSearchParams(location.search));
+let chance = Number(asked.seed) || 1;
+const random = (n) => (chance = (chance * 48271) % 2147483647) % n;
 const counts = {
-  dials: 0, losses: 0, applied: 0, snapshots: 0, held: 0, resets: 0, subscribes: 0, messages: 0, lost: 0, twice: 0, swapped: 0,
+  dials: 0, tokens: 0, expired: 0, losses: 0, applied: 0, snapshots: 0, held: 0, resets: 0, subscribes: 0, messages: 0, lost: 0, twice: 0, swapped: 0,
   restored: 0, "restored with held": 0, acts: 0, done: 0, repeated: 0, shown: 0, unshown: 0, stale: 0, unknown: 0,
 };
 const troubles = []; // what must not happen
@@ -32,11 +34,18 @@ function harmed(e) {
   return out;
 }
 
+let expired = Number(sessionStorage.getItem("expired")); // connections that ended for their token
+
 class Watched extends WebSocket {
   constructor(...args) {
     super(...args);
     counts.dials++;
     kept = undefined;
+    this.addEventListener("close", ({ code }) => {
+      if (code !== 4401) return;
+      counts.expired++;
+      sessionStorage.setItem("expired", ++expired);
+    });
   }
   set onmessage(f) {
     super.onmessage = f && ((e) => {
@@ -65,15 +74,26 @@ async function reading(input, init) {
   return Response.json(body);
 }
 
+// A token for a few seconds, from an application that sometimes cannot give one, or gives an old one.
+async function token() {
+  counts.tokens++;
+  const what = random(8);
+  if (what === 0) throw new Error("no token today");
+  const response = await fetch(`/token?life=${what === 1 ? -1 : 1 + random(4)}`);
+  if (!response.ok) throw new Error(`no token: ${response.status}`);
+  return response.text();
+}
+
 let was = "idle";
 let losses = Number(sessionStorage.getItem("losses") ?? -1) + 1; // a reload is one
 const feed = connect({
   url: asked.link,
+  token,
   fetch: reading,
   WebSocket: asked.share ? share({ name: asked.share, WebSocket: Watched }) : Watched,
   onerror(e) {
     errors[e.kind] = (errors[e.kind] ?? 0) + 1;
-    if (!["snapshot", "token"].includes(e.kind) || (e.final && e.kind !== "token")) troubles.push(String(e));
+    if (!["snapshot", "token"].includes(e.kind) || e.final) troubles.push(String(e));
   },
   onconnection({ state }) {
     if (was === "open" && state !== "open") losses++, counts.losses++;
@@ -113,8 +133,6 @@ for (const topic of store ? Object.values(topics) : []) {
 
 // ---------------------------------------------------------------------------------------------- the actions
 
-let state = Number(asked.seed) || 1;
-const random = (n) => (state = (state * 48271) % 2147483647) % n;
 let trading = false;
 let under = 0; // actions that are not over
 
@@ -164,7 +182,7 @@ globalThis.torture = {
     const views = Object.values(topics).map((t) => t.view);
     const follows = views.every(({ status }) => status === "live" || status === "catching-up");
     const holds = views.every((view) => view.state?.base.pending.length > 0);
-    return { state, holds, in: retryAt ? Math.round(retryAt - Date.now()) : 0, follows, losses };
+    return { state, holds, in: retryAt ? Math.round(retryAt - Date.now()) : 0, follows, losses, expired, expired };
   },
   harm(how) {
     harm = how;
@@ -178,6 +196,11 @@ globalThis.torture = {
   },
   nudge() {
     dispatchEvent(new Event("online")); // as a browser says it
+  },
+  /** Somebody does not want to wait: the network is back, or a button is pressed. */
+  hurry() {
+    if (random(2)) this.nudge();
+    else feed.retry();
   },
   trade(on) {
     trading = on;
