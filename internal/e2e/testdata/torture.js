@@ -8,7 +8,7 @@ let chance = Number(asked.seed) || 1;
 const random = (n) => (chance = (chance * 48271) % 2147483647) % n;
 const counts = {
   dials: 0, tokens: 0, expired: 0, losses: 0, applied: 0, snapshots: 0, held: 0, resets: 0, subscribes: 0, messages: 0, lost: 0, twice: 0, swapped: 0,
-  restored: 0, "restored with held": 0, acts: 0, done: 0, repeated: 0, shown: 0, unshown: 0, stale: 0, unknown: 0,
+  restored: 0, "restored with held": 0, acts: 0, done: 0, paid: 0, repeated: 0, shown: 0, unshown: 0, stale: 0, unknown: 0,
 };
 const troubles = []; // what must not happen
 const errors = {}; // what may: how often, by kind
@@ -154,6 +154,7 @@ async function trade() {
       if (result.stale) counts.stale++;
       else {
         counts.done++;
+        if (name === "accounts") counts.paid++;
         if (result.response.headers.has("Commitcast-Repeated")) counts.repeated++;
         counts[(await result.shown) ? "shown" : "unshown"]++;
       }
