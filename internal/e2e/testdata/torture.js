@@ -17,12 +17,12 @@ addEventListener("unhandledrejection", (e) => troubles.push(`unhandled: ${e.reas
 
 // ------------------------------------------------------------------------------------------- the connection
 
-let harm = ""; // what is done to the next message with an event: no TCP does it, a bad intermediary or server may
+let harm = ""; // what is done to the next message of events: no TCP does it, a bad intermediary or server may
 let kept; // a message that comes after the next
 
 function harmed(e) {
   const out = [e];
-  if (harm && e.data.includes('"op":"event"')) {
+  if (harm && e.data.trimEnd().split("\n").every((line) => line.startsWith('{"op":"event"'))) {
     if (harm === "lose") out.length = 0, counts.lost++;
     else if (harm === "twice") out.push(e), counts.twice++;
     else kept = out.pop(), counts.swapped++;
@@ -51,7 +51,11 @@ class Watched extends WebSocket {
     super.onmessage = f && ((e) => {
       counts.messages++;
       if (e.data.includes('"op":"reset"')) counts.resets++;
-      for (const one of harmed(e)) f(one);
+      for (const [i, message] of harmed(e).entries()) {
+        const before = counts.subscribes;
+        f(message);
+        if (i > 0 && message === e && counts.subscribes > before) troubles.push("needless: subscribed again for what came twice");
+      }
     });
   }
   send(text) {
