@@ -205,7 +205,10 @@ func (r *torture) reload(p *tab) error {
 	if err := r.collect(p, true); err != nil {
 		return err
 	}
-	if err := p.load(); err != nil {
+	r.loading.RLock()
+	err := p.load()
+	r.loading.RUnlock()
+	if err != nil {
 		return err
 	}
 	return p.do("torture.trade(true)")
@@ -299,10 +302,12 @@ func (r *torture) killWorker(epoch bool) {
 // cutWeb loses requests and answers of snapshots and actions.
 func (r *torture) cutWeb() {
 	for range 4 {
+		r.loading.Lock()
 		r.web.HoldReplies() // what is asked now is done, and nobody hears of it
 		time.Sleep(time.Duration(r.rng.Int64N(int64(200 * time.Millisecond))))
 		r.web.Cut()
 		r.web.Resume()
+		r.loading.Unlock()
 		time.Sleep(time.Duration(r.rng.Int64N(int64(200 * time.Millisecond))))
 	}
 	r.counted("cuts of HTTP", 4)

@@ -82,8 +82,9 @@ type torture struct {
 	kills  atomic.Int64 // of broadcasters: begun or over
 	failed atomic.Bool  // the test is over
 
-	mu    sync.Mutex
-	nodes [2]*node // broadcasters
+	loading sync.RWMutex // held by those who load a page: a browser does not try again by itself
+	mu      sync.Mutex
+	nodes   [2]*node // broadcasters
 
 	count map[string]int // of everything that was done, and that the pages counted; under mu
 	past  []past         // that is not verified yet; under mu
