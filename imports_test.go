@@ -28,6 +28,7 @@ const (
 	kong       = "github.com/alecthomas/kong"
 	goleak     = "go.uber.org/goleak"
 	sync       = "golang.org/x/sync"
+	xrate      = "golang.org/x/time"
 	jwt        = "github.com/golang-jwt/jwt/v5"
 	jwkset     = "github.com/MicahParks/jwkset"
 	anything   = "*"
@@ -51,7 +52,7 @@ var rules = map[string]rule{
 		theirs: []string{pgx, river, prometheus, sync},
 	},
 	"broadcaster": {
-		ours: []string{"stream", "wire", "auth"}, theirs: []string{websocket, prometheus, sync},
+		ours: []string{"stream", "wire", "auth"}, theirs: []string{websocket, prometheus, sync, xrate},
 		never: []string{pgx, river, jwt, jwkset},
 	},
 	// What a token is made of is known below auth/token only: who brings a Verifier of his own needs none of it.

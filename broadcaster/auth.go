@@ -65,6 +65,8 @@ func (b *Broadcaster) identify(w http.ResponseWriter, r *http.Request) (who *aut
 	}
 	who, err := b.verify(r.Context(), token)
 	switch {
+	case err == nil && b.userFull(who):
+		b.turnAway(w, limitUser, "too many connections of this user")
 	case err == nil:
 		return who, true
 	case errors.Is(err, auth.ErrRefused):
@@ -113,19 +115,30 @@ func (s *session) authenticate(ctx context.Context, token string) error {
 	case err != nil:
 		return &wire.Error{Code: wire.CodeUnavailable, Message: "tokens cannot be checked now; the last one stands until it expires"}
 	case before == nil:
-		s.admit(who)
+		if err := s.admit(who); err != nil {
+			return err
+		}
 		s.hello()
 	case who.Subject != before.Subject:
 		return because(wire.CloseUnauthorized, errors.New("it is of another subject than the last one"))
 	default:
-		s.admit(who)
+		s.renew(who)
 		s.review(ctx, who)
 	}
 	return nil
 }
 
-// admit makes the session that of a client, until its token expires and a grace has passed.
-func (s *session) admit(who *auth.Identity) {
+// admit makes the session that of a client. The error is an ended.
+func (s *session) admit(who *auth.Identity) error {
+	if err := s.count(who); err != nil {
+		return err
+	}
+	s.renew(who)
+	return nil
+}
+
+// renew lets the session go on until its token expires and a grace has passed.
+func (s *session) renew(who *auth.Identity) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.who, s.until = who, time.Time{}
@@ -205,7 +218,7 @@ func (b *Broadcaster) revoke(sub *subscription, refusal *wire.Error) {
 // replayAllowed reads one page for a subscription if it may be read still. Called with the session's mu held.
 func (b *Broadcaster) replayAllowed(sub *subscription) {
 	if b.cfg.Verifier == nil {
-		b.replay(sub)
+		sub.s.startReplay(sub)
 		return
 	}
 	who, life := sub.s.who, sub.life
@@ -217,7 +230,7 @@ func (b *Broadcaster) replayAllowed(sub *subscription) {
 		sub.s.mu.Lock()
 		defer sub.s.mu.Unlock()
 		if sub.life == life && sub.state == subLive {
-			b.replay(sub)
+			sub.s.startReplay(sub)
 		}
 	})
 }

@@ -8,7 +8,9 @@ import (
 	"fmt"
 	"log/slog"
 	mathrand "math/rand/v2"
+	"net/netip"
 	"os"
+	"path"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -53,9 +55,29 @@ type Config struct {
 	AuthTimeout time.Duration
 	// AuthGrace is how long a session goes on after its token has expired, for a newer one to arrive. Default 10 s.
 	AuthGrace time.Duration
-	// Origins are the host patterns of pages on other origins that may connect (path.Match syntax, for example
-	// "*.example.com"). Default: none but the server's own host.
+	// MaxPerAddress is how many connections one address may have (of IPv6, a /64); further ones get 503. Connections from this
+	// machine are not counted: a proxy's are. Default: no limit but MaxConnections.
+	MaxPerAddress int
+	// MaxPerUser is how many connections the subject of a token may have; further ones get 503, or are closed with 1013.
+	// Default 200.
+	MaxPerUser int
+	// MaxRequests is how many requests a second of one connection are read, beyond a burst that its subscriptions fit
+	// into twice. What comes faster waits. Default 50.
+	MaxRequests int
+	// MaxReplays is how many subscriptions of one connection are read for at once that are behind. Default 4.
+	MaxReplays int
+	// TrustedHops is how many proxies in a row stand before this server and add to X-Forwarded-For: 1 for one. Default 0:
+	// the header is not looked at.
+	TrustedHops int
+	// Hosts are the names of this server, as patterns; requests to others are refused (421). Addresses and localhost are always
+	// among them. Default: with a Verifier any name; without, no other, since a page on a name that was pointed here could read
+	// everything. "*" is any name.
+	Hosts []string
+	// Origins are the pages on other origins that may connect, as patterns with their scheme, for example
+	// "https://*.example.com" (path.Match); without one, https is meant. Default: none but the server's own.
 	Origins []string
+	// RequireOrigin refuses WebSockets without an Origin: all but browsers.
+	RequireOrigin bool
 	// Logger receives a line for each change of state. Default slog.Default().
 	Logger *slog.Logger
 	// Registerer receives the metrics. Default: none.
@@ -75,6 +97,13 @@ func (c Config) withDefaults() (Config, error) {
 	setDefault(&c.MaxConnections, 50_000)
 	setDefault(&c.MaxSubscriptions, 1_000)
 	setDefault(&c.WriteTimeout, 10*time.Second)
+	setDefault(&c.MaxPerAddress, c.MaxConnections)
+	setDefault(&c.MaxPerUser, 200)
+	setDefault(&c.MaxRequests, 50)
+	setDefault(&c.MaxReplays, 4)
+	if c.Hosts == nil && c.Verifier == nil {
+		c.Hosts = []string{}
+	}
 	setDefault(&c.AuthTimeout, 5*time.Second)
 	setDefault(&c.AuthGrace, 10*time.Second)
 	if c.Authorizer == nil {
@@ -88,12 +117,19 @@ func (c Config) withDefaults() (Config, error) {
 	for name, v := range map[string]int64{"Heartbeat": int64(c.Heartbeat), "HeadPoll": int64(c.HeadPoll),
 		"DegradedPoll": int64(c.DegradedPoll), "LogEvents": int64(c.LogEvents), "LogBytes": int64(c.LogBytes),
 		"MaxConnections": int64(c.MaxConnections), "MaxSubscriptions": int64(c.MaxSubscriptions),
-		"WriteTimeout": int64(c.WriteTimeout), "AuthTimeout": int64(c.AuthTimeout), "AuthGrace": int64(c.AuthGrace), "ResetSpread": int64(c.ResetSpread), "Drain": int64(c.Drain)} {
+		"WriteTimeout": int64(c.WriteTimeout), "AuthTimeout": int64(c.AuthTimeout), "AuthGrace": int64(c.AuthGrace), "ResetSpread": int64(c.ResetSpread), "Drain": int64(c.Drain),
+		"MaxPerAddress": int64(c.MaxPerAddress), "MaxPerUser": int64(c.MaxPerUser), "MaxRequests": int64(c.MaxRequests),
+		"MaxReplays": int64(c.MaxReplays), "TrustedHops": int64(c.TrustedHops)} {
 		if v < 0 {
 			return c, fmt.Errorf("broadcaster: Config.%s is negative", name)
 		}
 	}
-	return c, nil
+	for _, p := range c.Hosts {
+		if _, err := path.Match(p, ""); err != nil || p == "" {
+			return c, fmt.Errorf("broadcaster: host %q is not a pattern like *.example.com", p)
+		}
+	}
+	return c, checkOrigins(c.Origins)
 }
 
 func setDefault[T comparable](v *T, to T) {
@@ -115,11 +151,13 @@ type Broadcaster struct {
 	heads        *heads
 	replayer     *replayer
 
-	epoch    atomic.Pointer[string] // "" until the database was asked; written under mu
-	mu       sync.RWMutex
-	topics   map[string]*topic
-	sessions map[*session]struct{}
-	draining bool
+	epoch      atomic.Pointer[string] // "" until the database was asked; written under mu
+	mu         sync.RWMutex
+	topics     map[string]*topic
+	sessions   map[*session]struct{}
+	draining   bool
+	perAddress map[netip.Prefix]int // connections
+	perUser    map[string]int
 
 	pushUp     atomic.Bool // the stream's subscription is live
 	pushTried  atomic.Bool // it has been down: do not wait for it
@@ -145,9 +183,11 @@ func New(j Journal, s stream.Stream, cfg Config) (*Broadcaster, error) {
 	}
 	b := &Broadcaster{
 		cfg: cfg, log: cfg.Logger, journal: j, stream: s,
-		topics:   make(map[string]*topic),
-		sessions: make(map[*session]struct{}),
-		ready:    make(chan struct{}),
+		topics:     make(map[string]*topic),
+		sessions:   make(map[*session]struct{}),
+		perAddress: make(map[netip.Prefix]int),
+		perUser:    make(map[string]int),
+		ready:      make(chan struct{}),
 	}
 	b.epoch.Store(new(string))
 	b.ctx, b.cancel = context.WithCancel(context.Background())

@@ -252,6 +252,7 @@ type hookStream struct {
 	hooks
 	deaf  atomic.Pointer[string] // the topic whose next message is lost
 	heard sync.Map               // topics whose channel is confirmed
+	held  atomic.Pointer[func()] // runs within each read of a range
 }
 
 func (s *hookStream) listening(topic string) bool {
@@ -261,6 +262,9 @@ func (s *hookStream) listening(topic string) bool {
 
 func (s *hookStream) Range(ctx context.Context, ch stream.Channel, after int64) (stream.Run, error) {
 	s.at("before range")
+	if held := s.held.Load(); held != nil {
+		(*held)()
+	}
 	run, err := s.Stream.Range(ctx, ch, after)
 	s.at("after range")
 	return run, err

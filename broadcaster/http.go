@@ -19,42 +19,31 @@ func (b *Broadcaster) Handler() http.Handler {
 	return b.door(mux)
 }
 
-// admit says whether one more client can be taken. It has answered the client if not.
-func (b *Broadcaster) admit(w http.ResponseWriter) bool {
-	select {
-	case <-b.ready:
-	default:
-		refuse(w, "the database has not answered yet", time.Second)
-		return false
-	}
-	b.mu.RLock()
-	full, draining := len(b.sessions) >= b.cfg.MaxConnections, b.draining
-	b.mu.RUnlock()
-	if full || draining {
-		b.metrics.turnedAway.Inc()
-		refuse(w, map[bool]string{true: "this node is shutting down", false: "this node is full"}[draining],
-			time.Second+jitter(4*time.Second))
-		return false
-	}
-	return true
-}
-
 func (b *Broadcaster) serveWS(w http.ResponseWriter, r *http.Request) {
-	if !b.admit(w) {
+	if _, err := b.checkOrigin(r, true); err != nil {
+		b.shut(w, "origin", http.StatusForbidden, wire.CodeForbidden, err.Error())
+		return
+	}
+	s := newSession(b, nil, b.client(r))
+	if !b.admit(w, s) {
 		return
 	}
 	who, ok := b.identify(w, r)
 	if !ok {
 		return
 	}
-	sock, err := accept(w, r, b.cfg.Origins)
+	sock, err := accept(w, r, b.newPings(s.flooded))
 	if err != nil {
 		b.log.Debug("handshake refused", "error", err)
 		return
 	}
-	s := newSession(b, sock)
-	if !b.addSession(s) {
-		sock.close(wire.CloseShutdown)
+	s.sink = sock
+	if limit, why := b.addSession(s); why != "" {
+		if limit == "" {
+			sock.close(wire.CloseShutdown)
+		} else {
+			sock.close(overloaded(why).code)
+		}
 		return
 	}
 	s.serve(b.ctx, sock.ws, who)
@@ -66,11 +55,16 @@ func refuse(w http.ResponseWriter, why string, in time.Duration) {
 	problem(w, http.StatusServiceUnavailable, wire.CodeUnavailable, why)
 }
 
-func (b *Broadcaster) addSession(s *session) bool {
+// addSession takes a session in, or says why not: for a limit, or without one because the node is shutting down.
+func (b *Broadcaster) addSession(s *session) (limit, why string) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if b.draining {
-		return false
+	if limit, why = b.full(s); why != "" {
+		b.hit(limit)
+		return limit, why
+	}
+	if s.from.IsValid() {
+		b.perAddress[s.from]++
 	}
 	now := time.Now()
 	s.nextBeat = now.Add(jitter(b.cfg.Heartbeat)) // spread, after a mass reconnect
@@ -79,13 +73,14 @@ func (b *Broadcaster) addSession(s *session) bool {
 	}
 	b.sessions[s] = struct{}{}
 	b.metrics.connections.Inc()
-	return true
+	return "", ""
 }
 
 // removeSession forgets a closed session and its subscriptions.
 func (b *Broadcaster) removeSession(s *session) {
 	b.mu.Lock()
 	delete(b.sessions, s)
+	b.uncount(s)
 	b.mu.Unlock()
 	b.metrics.connections.Dec()
 	s.mu.Lock()

@@ -9,6 +9,7 @@ type metrics struct {
 	gaps, healed, stalled, turnedAway, epochs prometheus.Counter
 	expired                                   prometheus.Counter
 	resets, replayed, refused, tokens         *prometheus.CounterVec
+	shut, limits                              *prometheus.CounterVec
 }
 
 func newMetrics(r prometheus.Registerer) *metrics {
@@ -38,11 +39,13 @@ func newMetrics(r prometheus.Registerer) *metrics {
 		replayed:      vec("events_replayed_total", "Events read for subscribers that were behind, by source.", "source"),
 		expired:       counter("sessions_expired_total", "Sessions ended because no token came in time, or none after one that expired."),
 		tokens:        vec("tokens_total", "Tokens checked, by outcome: accepted, refused, unavailable.", "outcome"),
+		shut:          vec("requests_shut_out_total", "HTTP requests refused at the door, by reason: host, origin, token_in_url, body.", "reason"),
+		limits:        vec("limits_total", "Times that a limit was hit, by limit.", "limit"),
 		refused:       vec("requests_refused_total", "Requests answered with an error, by code.", "code"),
 	}
 	if r != nil {
 		r.MustRegister(m.connections, m.subscriptions, m.topics, m.messages, m.bytes, m.delivered, m.runs, m.gaps,
-			m.healed, m.stalled, m.turnedAway, m.epochs, m.resets, m.replayed, m.refused, m.expired, m.tokens)
+			m.healed, m.stalled, m.turnedAway, m.epochs, m.resets, m.replayed, m.refused, m.expired, m.tokens, m.shut, m.limits)
 	}
 	return m
 }

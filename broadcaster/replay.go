@@ -78,6 +78,7 @@ func (b *Broadcaster) replay(sub *subscription) {
 	life, after := sub.life, sub.cursor
 	ch := stream.Channel{Epoch: sub.epoch, Partition: sub.t.partition, Topic: sub.t.name}
 	b.spawn(func(ctx context.Context) { // ends after one range
+		defer sub.s.replayEnded()
 		run, err := b.replayer.fetch(ctx, ch, after)
 		s := sub.s
 		s.mu.Lock()

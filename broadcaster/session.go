@@ -3,6 +3,7 @@ package broadcaster
 import (
 	"context"
 	"errors"
+	"net/netip"
 	"sync"
 	"time"
 
@@ -50,12 +51,16 @@ type session struct {
 	errors   int
 
 	who     *auth.Identity // nil before the client has said who it is, and while authentication is off
+	from    netip.Prefix   // the client's address; not valid: not counted
+	user    string         // whose connection this counts as; guarded by b.mu
+	replays int            // that are under way
+	line    []queued       // those that wait for one of them to end
 	until   time.Time      // when the session ends unless something comes before; zero: never
 	overdue wire.CloseCode // with which it ends then
 }
 
-func newSession(b *Broadcaster, to sink) *session {
-	s := &session{b: b, id: newID(), sink: to, subs: make(map[string]*subscription)}
+func newSession(b *Broadcaster, to sink, from netip.Prefix) *session {
+	s := &session{b: b, id: newID(), sink: to, from: from, subs: make(map[string]*subscription)}
 	s.drained.L = &s.mu
 	return s
 }
@@ -73,22 +78,32 @@ func (s *session) serve(ctx context.Context, ws *websocket.Conn, who *auth.Ident
 	defer s.end()
 	switch {
 	case who != nil:
-		s.admit(who)
+		if err := s.admit(who); err != nil {
+			s.finish(err)
+			return
+		}
 		s.hello()
 	case s.b.cfg.Verifier == nil:
 		s.hello()
 	}
+	pace := s.b.newPace()
 	for {
 		typ, message, err := ws.Read(ctx)
 		if err != nil {
-			return // coder/websocket has answered an oversized message with 1009 itself
+			if errors.Is(err, websocket.ErrMessageTooBig) {
+				s.b.hit(limitMessage) // coder/websocket has answered with 1009 itself
+			}
+			return
+		}
+		if pace.wait(ctx) != nil { // a message without a request costs one, too
+			return
 		}
 		if typ != websocket.MessageText {
 			s.sink.close(wire.CloseBinary)
 			return
 		}
 		for line := range wire.Lines(message) {
-			if !s.handle(ctx, line) {
+			if pace.wait(ctx) != nil || !s.handle(ctx, line) {
 				return
 			}
 		}
@@ -115,8 +130,8 @@ func (s *session) answer(ctx context.Context, req wire.Request, err error) bool 
 	if err == nil {
 		err = s.do(ctx, req)
 	}
-	if end := (ended{}); errors.As(err, &end) {
-		s.sink.close(end.code)
+	if errors.As(err, new(ended)) {
+		s.finish(err)
 		return false
 	}
 	if err != nil {
@@ -130,11 +145,29 @@ func (s *session) answer(ctx context.Context, req wire.Request, err error) bool 
 			return true // not the client's fault
 		}
 		if s.errors++; s.errors >= maxErrors {
+			s.b.hit(limitRefusals)
 			s.sink.close(wire.CloseTooManyErrors)
 			return false
 		}
 	}
 	return true
+}
+
+// finish closes the connection for a reason that is an ended. One that is not wanted now is told when to come back.
+func (s *session) finish(err error) {
+	var end ended
+	errors.As(err, &end)
+	if end.code.Code == wire.CloseOverload.Code {
+		in := (comeBack + jitter(comeBack)).Milliseconds()
+		s.send(func(p []byte) []byte { return wire.AppendReconnect(p, in) })
+		s.settle(time.Second)
+	}
+	s.sink.close(end.code)
+}
+
+// flooded cuts off a client that sends control frames without end.
+func (s *session) flooded() {
+	s.b.spawn(func(context.Context) { s.sink.close(because(wire.CloseTooManyErrors, errors.New("pings")).code) }) // ends within the WebSocket's closing timeout
 }
 
 func (s *session) do(ctx context.Context, req wire.Request) error {

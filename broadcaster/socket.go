@@ -2,6 +2,7 @@ package broadcaster
 
 import (
 	"bufio"
+	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -36,22 +37,39 @@ type socket struct {
 var errStalled = errors.New("write made no progress")
 
 // accept upgrades a request. It has answered the client when it fails.
-func accept(w http.ResponseWriter, r *http.Request, origins []string) (*socket, error) {
+// The page's origin has been checked: the library does not look at its scheme.
+func accept(w http.ResponseWriter, r *http.Request, pong func(context.Context, []byte) bool) (*socket, error) {
 	capture := &hijackCapture{ResponseWriter: w}
 	ws, err := websocket.Accept(capture, r, &websocket.AcceptOptions{
-		Subprotocols:    []string{wire.Protocol},
-		OriginPatterns:  origins,
-		CompressionMode: websocket.CompressionDisabled,
+		Subprotocols:       []string{wire.Protocol},
+		InsecureSkipVerify: true,
+		CompressionMode:    websocket.CompressionDisabled,
+		OnPingReceived:     pong,
+		OnPongReceived:     func(ctx context.Context, p []byte) { pong(ctx, p) },
 	})
 	if err != nil {
 		return nil, err
 	}
 	ws.SetReadLimit(wire.MaxClientFrame)
-	if tcp, ok := capture.conn.(*net.TCPConn); ok {
+	if tcp := tcpBelow(capture.conn); tcp != nil {
 		tcp.SetWriteBuffer(socketBuffer)
 		tcp.SetKeepAliveConfig(net.KeepAliveConfig{Enable: true, Idle: 30 * time.Second, Interval: 10 * time.Second, Count: 3})
 	}
 	return &socket{ws: ws, conn: capture.conn}, nil
+}
+
+// tcpBelow is the TCP connection below TLS and listeners that count; nil if there is none.
+func tcpBelow(c net.Conn) *net.TCPConn {
+	for {
+		switch below := c.(type) {
+		case *net.TCPConn:
+			return below
+		case interface{ NetConn() net.Conn }:
+			c = below.NetConn()
+		default:
+			return nil
+		}
+	}
 }
 
 // hijackCapture keeps the connection that a handler takes over.

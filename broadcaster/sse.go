@@ -7,9 +7,7 @@ import (
 	"fmt"
 	"net"
 	"net/http"
-	"net/url"
 	"os"
-	"path"
 	"strconv"
 	"strings"
 	"sync"
@@ -45,8 +43,7 @@ type eventStream struct {
 // serveEvents answers GET /v1/topics/{topic}/events. The handler's goroutine waits until the client, the session or the
 // node is through.
 func (b *Broadcaster) serveEvents(w http.ResponseWriter, r *http.Request) {
-	if err := b.allowOrigin(w, r); err != nil {
-		problem(w, http.StatusForbidden, wire.CodeForbidden, err.Error())
+	if !b.allowOrigin(w, r) {
 		return
 	}
 	req := wire.Request{Op: wire.OpSubscribe, Topic: r.PathValue("topic"), After: r.URL.Query().Get("after")}
@@ -58,7 +55,8 @@ func (b *Broadcaster) serveEvents(w http.ResponseWriter, r *http.Request) {
 		problem(w, http.StatusBadRequest, err.Code, err.Message)
 		return
 	}
-	if !b.admit(w) {
+	s := newSession(b, nil, b.client(r))
+	if !b.admit(w, s) {
 		return
 	}
 	who, ok := b.identify(w, r)
@@ -86,19 +84,22 @@ func (b *Broadcaster) serveEvents(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	e := &eventStream{w: w, rc: http.NewResponseController(w), done: make(chan struct{})}
-	s := newSession(b, e)
-	if !b.addSession(s) {
-		refuse(w, "this node is shutting down", time.Second+jitter(4*time.Second))
+	s.sink = e
+	if _, why := b.addSession(s); why != "" {
+		refuse(w, why, comeBack+jitter(comeBack))
 		return
 	}
 	defer s.end()
+	if who != nil {
+		if err := s.admit(who); err != nil {
+			b.turnAway(w, "", "too many connections of this user") // it came to be since identify
+			return
+		}
+	}
 	defer e.stop()
 	if err := e.write(fmt.Appendf(nil, "retry: %d\n\n", (sseRetry+jitter(sseRetryJitter)).Milliseconds()), b.cfg.WriteTimeout); err != nil {
 		b.log.Debug("events cannot be sent", "error", err)
 		return
-	}
-	if who != nil {
-		s.admit(who)
 	}
 	s.hello()
 	s.answer(r.Context(), req, nil)
@@ -284,39 +285,9 @@ func appendData(dst, data []byte) []byte {
 	}
 }
 
-// allowOrigin holds the page that asks to Config.Origins, by the rules of the WebSocket, and lets its browser read the
-// answer.
-func (b *Broadcaster) allowOrigin(w http.ResponseWriter, r *http.Request) error {
-	w.Header().Add("Vary", "Origin")
-	origin := r.Header.Get("Origin")
-	if origin == "" {
-		return nil
-	}
-	u, err := url.Parse(origin)
-	if err != nil || u.Host == "" {
-		return errors.New("the header Origin is not that of a page")
-	}
-	if strings.EqualFold(u.Host, r.Host) {
-		return nil
-	}
-	for _, pattern := range b.cfg.Origins {
-		target := u.Host
-		if strings.Contains(pattern, "://") {
-			target = u.Scheme + "://" + u.Host
-		}
-		if ok, _ := path.Match(strings.ToLower(pattern), strings.ToLower(target)); ok {
-			w.Header().Set("Access-Control-Allow-Origin", origin)
-			w.Header().Set("Access-Control-Allow-Credentials", "true")
-			return nil
-		}
-	}
-	return fmt.Errorf("pages of %s may not connect here", u.Host)
-}
-
 // allowEvents answers the question that browsers ask before they send a header such as Last-Event-ID to another origin.
 func (b *Broadcaster) allowEvents(w http.ResponseWriter, r *http.Request) {
-	if err := b.allowOrigin(w, r); err != nil {
-		problem(w, http.StatusForbidden, wire.CodeForbidden, err.Error())
+	if !b.allowOrigin(w, r) {
 		return
 	}
 	h := w.Header()

@@ -33,7 +33,7 @@ func (b *Broadcaster) subscribe(s *session, req wire.Request) error {
 	}
 	if len(s.subs) >= b.cfg.MaxSubscriptions {
 		s.mu.Unlock()
-		return &wire.Error{Code: wire.CodeTooMany, Message: fmt.Sprintf("a connection may have %d subscriptions", b.cfg.MaxSubscriptions)}
+		return b.tooMany()
 	}
 	sub := &subscription{s: s, id: req.ID, reader: reader{asked: asked}}
 	s.subs[req.Topic] = sub

@@ -62,7 +62,11 @@ func (c *workerCommand) Run(ctx context.Context, s *streams) error {
 		return err
 	}
 	config := c.worker()
-	p := &process{database: c.DatabaseURL, redis: c.RedisURL, ops: c.OpsListen, log: c.logger(s)}
+	token, err := c.opsToken()
+	if err != nil {
+		return err
+	}
+	p := &process{database: c.DatabaseURL, redis: c.RedisURL, ops: c.OpsListen, opsToken: token, log: c.logger(s)}
 	return p.run(ctx, &config, nil)
 }
 
@@ -81,7 +85,11 @@ func (c *broadcasterCommand) Run(ctx context.Context, s *streams) error {
 	if err := c.check(); err != nil {
 		return err
 	}
-	p := &process{database: c.DatabaseURL, redis: c.RedisURL, ops: c.OpsListen, log: c.logger(s)}
+	token, err := c.opsToken()
+	if err != nil {
+		return err
+	}
+	p := &process{database: c.DatabaseURL, redis: c.RedisURL, ops: c.OpsListen, opsToken: token, log: c.logger(s)}
 	return p.run(ctx, nil, &c.clientFlags)
 }
 
@@ -102,6 +110,10 @@ func (c *allCommand) Run(ctx context.Context, s *streams) error {
 		return err
 	}
 	config := c.worker()
-	p := &process{database: c.DatabaseURL, redis: c.RedisURL, ops: c.OpsListen, log: c.logger(s)}
+	token, err := c.opsToken()
+	if err != nil {
+		return err
+	}
+	p := &process{database: c.DatabaseURL, redis: c.RedisURL, ops: c.OpsListen, opsToken: token, log: c.logger(s)}
 	return p.run(ctx, &config, &c.clientFlags)
 }

@@ -1,6 +1,7 @@
 package app
 
 import (
+	"errors"
 	"fmt"
 	"log/slog"
 	"net"
@@ -27,6 +28,7 @@ type streamFlags struct {
 // processFlags are those of every long-running command.
 type processFlags struct {
 	OpsListen string `env:"COMMITCAST_OPS_LISTEN" default:"127.0.0.1:8081" placeholder:"ADDR" help:"Address of /healthz, /readyz and /metrics (${default}); empty for none."`
+	OpsToken  string `name:"ops-token-file" env:"COMMITCAST_OPS_TOKEN_FILE" placeholder:"FILE" help:"A file with the token that /metrics and the details of /readyz need, as 'Authorization: Bearer'. Required where --ops-listen is not loopback."`
 	LogLevel  string `env:"COMMITCAST_LOG_LEVEL" enum:"debug,info,warn,error" default:"info" help:"debug, info, warn or error (${default})."`
 	LogFormat string `env:"COMMITCAST_LOG_FORMAT" enum:"text,json" default:"text" help:"text or json (${default})."`
 }
@@ -59,10 +61,21 @@ func (f *workerFlags) worker() worker.Config {
 type clientFlags struct {
 	Listen         string        `env:"COMMITCAST_LISTEN" default:"127.0.0.1:8080" placeholder:"ADDR" help:"Address for clients (${default})."`
 	AllowPublic    bool          `env:"COMMITCAST_ALLOW_PUBLIC" help:"With --auth=off: serve on an address that is not loopback all the same."`
-	Origins        []string      `env:"COMMITCAST_ORIGINS" placeholder:"HOST" help:"Hosts of pages on other origins that may connect, as patterns: *.example.com."`
+	Hosts          []string      `env:"COMMITCAST_HOSTS" placeholder:"NAME" help:"Names of this server, as patterns: live.example.com. Requests to others are refused. Addresses and localhost are always among them. With --auth=off there are no other names unless given here; '*' is any."`
+	Origins        []string      `env:"COMMITCAST_ORIGINS" placeholder:"ORIGIN" help:"Pages on other origins that may connect, as patterns: https://*.example.com."`
+	RequireOrigin  bool          `env:"COMMITCAST_REQUIRE_ORIGIN" help:"Refuse WebSockets without an Origin: all but browsers."`
+	TrustedHops    int           `name:"trusted-proxy-hops" env:"COMMITCAST_TRUSTED_PROXY_HOPS" placeholder:"N" help:"Proxies in a row before this server that add to X-Forwarded-For (0: the header is not looked at)."`
+	TLSCert        string        `name:"tls-cert" env:"COMMITCAST_TLS_CERT" placeholder:"FILE" help:"Serve TLS with this certificate chain in PEM. It is read again when it has changed."`
+	TLSKey         string        `name:"tls-key" env:"COMMITCAST_TLS_KEY" placeholder:"FILE" help:"The key of --tls-cert."`
 	Node           string        `env:"COMMITCAST_NODE" help:"Name of this node, for clients and logs (host name and random digits)."`
 	Heartbeat      time.Duration `env:"COMMITCAST_HEARTBEAT" default:"15s" help:"How often clients hear the heads of their topics (${default})."`
 	MaxConnections int           `env:"COMMITCAST_MAX_CONNECTIONS" default:"50000" help:"Clients at once; further ones get 503 (${default})."`
+	MaxPerAddress  int           `name:"max-connections-per-address" env:"COMMITCAST_MAX_CONNECTIONS_PER_ADDRESS" placeholder:"N" help:"Clients at once from one address, of IPv6 a /64; this machine is not counted (no limit of its own)."`
+	MaxPerUser     int           `name:"max-connections-per-user" env:"COMMITCAST_MAX_CONNECTIONS_PER_USER" default:"200" placeholder:"N" help:"Clients at once with one subject in their token (${default})."`
+	MaxSubs        int           `name:"max-subscriptions" env:"COMMITCAST_MAX_SUBSCRIPTIONS" default:"1000" placeholder:"N" help:"Topics that one connection may follow (${default})."`
+	MaxRequests    int           `env:"COMMITCAST_MAX_REQUESTS" default:"50" placeholder:"N" help:"Requests a second of one connection, beyond a burst; what comes faster waits (${default})."`
+	MaxReplays     int           `env:"COMMITCAST_MAX_REPLAYS" default:"4" placeholder:"N" help:"Subscriptions of one connection that are caught up at once (${default})."`
+	WriteTimeout   time.Duration `env:"COMMITCAST_WRITE_TIMEOUT" default:"10s" help:"How long a client may take not a single byte of what it is sent (${default})."`
 	Drain          time.Duration `env:"COMMITCAST_DRAIN" default:"5s" help:"Window over which clients are closed at shutdown (${default})."`
 	authFlags
 }
@@ -78,8 +91,20 @@ func (f *clientFlags) check() error {
 	if f.Heartbeat < time.Second {
 		return usageError{fmt.Errorf("--heartbeat=%v: must be at least 1s", f.Heartbeat)}
 	}
-	if f.MaxConnections < 1 {
-		return usageError{fmt.Errorf("--max-connections=%d: must be at least 1", f.MaxConnections)}
+	for name, n := range map[string]int{"max-connections": f.MaxConnections, "max-connections-per-user": f.MaxPerUser,
+		"max-subscriptions": f.MaxSubs, "max-requests": f.MaxRequests, "max-replays": f.MaxReplays} {
+		if n < 1 {
+			return usageError{fmt.Errorf("--%s=%d: must be at least 1", name, n)}
+		}
+	}
+	if f.MaxPerAddress < 0 || f.TrustedHops < 0 || f.TrustedHops > 16 {
+		return usageError{errors.New("--max-connections-per-address must not be negative, and --trusted-proxy-hops must be 0 to 16")}
+	}
+	if f.WriteTimeout < 100*time.Millisecond {
+		return usageError{fmt.Errorf("--write-timeout=%v: must be at least 100ms", f.WriteTimeout)}
+	}
+	if (f.TLSCert == "") != (f.TLSKey == "") {
+		return usageError{errors.New("--tls-cert and --tls-key go together")}
 	}
 	if f.Drain < 0 {
 		return usageError{fmt.Errorf("--drain=%v: must not be negative", f.Drain)}
@@ -90,7 +115,9 @@ func (f *clientFlags) check() error {
 // config is what a broadcaster is made with.
 func (f *clientFlags) config(log *slog.Logger, metrics prometheus.Registerer) (broadcaster.Config, error) {
 	c := broadcaster.Config{Node: f.Node, Heartbeat: f.Heartbeat, MaxConnections: f.MaxConnections,
-		Drain: max(f.Drain, time.Millisecond), Origins: f.Origins, AuthGrace: max(f.AuthGrace, time.Nanosecond), Logger: log, Registerer: metrics}
+		Drain: max(f.Drain, time.Millisecond), Origins: f.Origins, Hosts: f.Hosts, RequireOrigin: f.RequireOrigin, TrustedHops: f.TrustedHops,
+		MaxPerAddress: f.MaxPerAddress, MaxPerUser: f.MaxPerUser, MaxSubscriptions: f.MaxSubs, MaxRequests: f.MaxRequests,
+		MaxReplays: f.MaxReplays, WriteTimeout: f.WriteTimeout, AuthGrace: max(f.AuthGrace, time.Nanosecond), Logger: log, Registerer: metrics}
 	return c, f.configure(&c, log)
 }
 
@@ -106,6 +133,28 @@ func loopback(addr string) bool {
 	ip, err := netip.ParseAddr(host)
 	return err == nil && ip.IsLoopback()
 }
+
+// opsToken is what operators have to bring; "" on this machine, where nothing is asked.
+func (f *processFlags) opsToken() (string, error) {
+	if f.OpsToken == "" {
+		if f.OpsListen != "" && !loopback(f.OpsListen) {
+			return "", usageError{fmt.Errorf("--ops-listen=%s would show everybody how this is doing; give --ops-token-file", f.OpsListen)}
+		}
+		return "", nil
+	}
+	text, err := readSmall(f.OpsToken)
+	if err != nil {
+		return "", usageError{fmt.Errorf("--ops-token-file=%s: %w", f.OpsToken, err)}
+	}
+	token := strings.TrimSpace(string(text))
+	if len(token) < minOpsToken {
+		return "", usageError{fmt.Errorf("--ops-token-file=%s: shorter than %d bytes", f.OpsToken, minOpsToken)}
+	}
+	return token, nil
+}
+
+// minOpsToken is the shortest token of operators, in bytes: 96 bits in base64.
+const minOpsToken = 16
 
 // logger makes the process's logger.
 func (f *processFlags) logger(s *streams) *slog.Logger {

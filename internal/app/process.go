@@ -2,7 +2,7 @@ package app
 
 import (
 	"context"
-	"encoding/json"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -12,7 +12,6 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
-	"github.com/prometheus/client_golang/prometheus/promhttp"
 
 	"github.com/commitcast/commitcast/broadcaster"
 	"github.com/commitcast/commitcast/internal/journal"
@@ -24,8 +23,8 @@ const shutdownTimeout = 5 * time.Second
 
 // process is one running command: what it opens, in order, and closes, in the order of the flow.
 type process struct {
-	database, redis, ops string
-	log                  *slog.Logger
+	database, redis, ops, opsToken string
+	log                            *slog.Logger
 }
 
 // run opens database and stream, runs a worker if there is a configuration for one, and a broadcaster if there are flags, until ctx
@@ -37,11 +36,19 @@ func (p *process) run(ctx context.Context, work *worker.Config, clients *clientF
 
 	// Listeners first of all: an address in use is an error before anything has begun.
 	var clientListener, opsListener net.Listener
+	var clientTLS *tls.Config
 	var err error
 	if clients != nil {
+		if clientTLS, err = clients.tlsFor(p.log); err != nil {
+			return err
+		}
 		if clientListener, err = listen("--listen", clients.Listen); err != nil {
 			return err
 		}
+		turnedAway := prometheus.NewCounter(prometheus.CounterOpts{Name: "commitcast_connections_closed_unheard_total",
+			Help: "TCP connections closed at once because there were more than clients and a reserve."})
+		metrics.MustRegister(turnedAway)
+		clientListener = bound(clientListener, clients.MaxConnections+spareConnections, turnedAway.Inc)
 		defer clientListener.Close()
 	}
 	if p.ops != "" {
@@ -84,15 +91,19 @@ func (p *process) run(ctx context.Context, work *worker.Config, clients *clientF
 		if clients.Auth == "off" {
 			p.log.Warn("authentication is off: everybody who reaches this address may read every topic", "listen", clientListener.Addr())
 		}
-		stages = append(stages, stage{"broadcaster", b.Run}, serve("clients", clientListener, b.Handler()))
+		stages = append(stages, stage{"broadcaster", b.Run}, serve("clients", clientListener, clientTLS, b.Handler(), p.log))
 		checks["broadcaster"] = b.Ready
 	}
 	if opsListener != nil {
-		stages = append(stages, serve("ops", opsListener, opsHandler(checks, metrics)))
+		stages = append(stages, serve("ops", opsListener, nil, opsHandler(checks, metrics, p.opsToken), p.log))
 		p.log.Info("serving operators", "url", "http://"+opsListener.Addr().String())
 	}
 	if clients != nil {
-		p.log.Info("serving clients", "url", "ws://"+clientListener.Addr().String()+"/v1/ws")
+		scheme := "ws://"
+		if clientTLS != nil {
+			scheme = "wss://"
+		}
+		p.log.Info("serving clients", "url", scheme+clientListener.Addr().String()+"/v1/ws")
 	}
 	return runStages(ctx, p.log, stages)
 }
@@ -152,11 +163,10 @@ func runStages(ctx context.Context, log *slog.Logger, stages []stage) error {
 }
 
 // serve is the stage of an HTTP server.
-func serve(name string, l net.Listener, h http.Handler) stage {
+func serve(name string, l net.Listener, t *tls.Config, h http.Handler, log *slog.Logger) stage {
 	return stage{name, func(ctx context.Context) error {
-		// The limits are those of a client that means well: a header at once, and nothing after the upgrade that
-		// the server would time.
-		server := &http.Server{Handler: h, ReadHeaderTimeout: 5 * time.Second, MaxHeaderBytes: 16 << 10, IdleTimeout: time.Minute}
+		server := newServer(h, log)
+		server.TLSConfig = t
 		stop := context.AfterFunc(ctx, func() {
 			ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), shutdownTimeout)
 			defer cancel()
@@ -165,36 +175,13 @@ func serve(name string, l net.Listener, h http.Handler) stage {
 			}
 		})
 		defer stop()
-		if err := server.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+		run := func() error { return server.Serve(l) }
+		if t != nil {
+			run = func() error { return server.ServeTLS(l, "", "") }
+		}
+		if err := run(); !errors.Is(err, http.ErrServerClosed) {
 			return err
 		}
 		return nil
 	}}
-}
-
-// opsHandler serves health, readiness and metrics.
-func opsHandler(checks map[string]func() error, metrics *prometheus.Registry) http.Handler {
-	mux := http.NewServeMux()
-	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, r *http.Request) {
-		fmt.Fprintln(w, "ok")
-	})
-	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, r *http.Request) {
-		states := make(map[string]string, len(checks))
-		status := http.StatusOK
-		for name, check := range checks {
-			states[name] = "ready"
-			if err := check(); err != nil {
-				states[name] = oneLine(err)
-				// Delivery by polling is late by a fraction of a second, not absent: still ready.
-				if !errors.Is(err, broadcaster.ErrPolling) {
-					status = http.StatusServiceUnavailable
-				}
-			}
-		}
-		w.Header().Set("Content-Type", "application/json")
-		w.WriteHeader(status)
-		json.NewEncoder(w).Encode(states)
-	})
-	mux.Handle("GET /metrics", promhttp.HandlerFor(metrics, promhttp.HandlerOpts{}))
-	return mux
 }

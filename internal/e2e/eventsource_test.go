@@ -31,7 +31,7 @@ globalThis.follow = (url) => {
 // midst of an event, lose nothing and show nothing twice.
 func TestEventSourceInChromium(t *testing.T) {
 	database := testkit.Database(t)
-	n := start(t, database, "", "all", "--origins=127.0.0.1:*")
+	n := start(t, database, "", "all", "--origins=http://127.0.0.1:*")
 	proxy := testkit.NewProxy(t, n.URL)
 	site := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "text/html")

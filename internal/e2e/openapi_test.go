@@ -175,7 +175,7 @@ func service(t *testing.T, pool *pgxpool.Pool) (mux *http.ServeMux, stop func())
 	}
 	s := stream.NewMemory(stream.MemoryConfig{})
 	t.Cleanup(func() { s.Close() })
-	b, err := broadcaster.New(journal.New(pool), s, broadcaster.Config{Drain: time.Millisecond, Origins: []string{"good.test"}})
+	b, err := broadcaster.New(journal.New(pool), s, broadcaster.Config{Drain: time.Millisecond, Hosts: []string{"example.com"}, Origins: []string{"good.test"}})
 	must(err)
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})

@@ -120,7 +120,7 @@ func newTorture(t *testing.T, seed uint64) *torture {
 }
 
 func (r *torture) broadcaster() *node {
-	return start(r.t, r.database, r.redis, "broadcaster", "--heartbeat=1s", "--origins=127.0.0.1:*",
+	return start(r.t, r.database, r.redis, "broadcaster", "--heartbeat=1s", "--origins=http://127.0.0.1:*",
 		"--auth=jwt", "--jwt-alg=EdDSA", "--jwt-key-file="+r.keys, "--jwt-audience="+testkit.Audience, "--jwt-leeway=0s", "--auth-grace=0s")
 }
 

@@ -1,0 +1,464 @@
+package broadcaster_test
+
+import (
+	"bufio"
+	"fmt"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/coder/websocket"
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/commitcast/commitcast/broadcaster"
+	"github.com/commitcast/commitcast/internal/testkit"
+	"github.com/commitcast/commitcast/wire"
+)
+
+// handshake is the status that a WebSocket is answered with.
+func handshake(t *testing.T, url, host string, header http.Header) int {
+	t.Helper()
+	c, resp, err := testkit.Open(t, url, &websocket.DialOptions{HTTPHeader: header, Host: host})
+	if err == nil {
+		c.WS.CloseNow()
+	}
+	if resp == nil {
+		t.Fatal(err)
+	}
+	return resp.StatusCode
+}
+
+// A page of another site cannot use its visitor's browser to read here, nor one that has come by another name.
+func TestOrigins(t *testing.T) {
+	r := newRig(t, nil, broadcaster.Config{Hosts: []string{"live.example.com", "*.internal"}, TrustedHops: 1,
+		Origins: []string{"https://*.example.com", "http://dev.test:3000", "app.test"}})
+	own := strings.TrimPrefix(r.URL, "http://")
+	for _, c := range []struct {
+		host, origin, proto string
+		status              int
+	}{
+		{"", "", "", 101},
+		{"", r.URL, "", 101},
+		{"", "https://" + own, "", 101},
+		{"live.example.com", "https://live.example.com", "https", 101},
+		{"LIVE.example.com:443", "https://live.example.com", "https", 101},
+		{"live.example.com", "http://live.example.com", "https", 403}, // a page that anybody on the way could have changed
+		{"live.example.com", "http://live.example.com", "", 101},      // nobody says that this came by TLS
+		{"", "https://a.example.com", "", 101},
+		{"", "https://a.b.example.com", "", 101},
+		{"", "HTTPS://A.example.com", "", 101},
+		{"", "http://a.example.com", "", 403},
+		{"", "https://example.com", "", 403},
+		{"", "https://a.example.com.evil.test", "", 403},
+		{"", "https://evil.test/.example.com", "", 403},
+		{"", "https://evil.test?.example.com", "", 403},
+		{"", "https://evil.test#.example.com", "", 403},
+		{"", "https://evil.test@a.example.com", "", 403},
+		{"", "https://a.example.com:8443", "", 403},
+		{"", "http://dev.test:3000", "", 101},
+		{"", "http://dev.test", "", 403},
+		{"", "https://app.test", "", 101},
+		{"", "http://app.test", "", 403},
+		{"", "https://evil.test", "", 403},
+		{"", "null", "", 403},
+		{"", "file://", "", 403},
+		{"", "nonsense", "", 403},
+	} {
+		header := http.Header{}
+		if c.origin != "" {
+			header.Set("Origin", c.origin)
+		}
+		if c.proto != "" {
+			header.Set("X-Forwarded-Proto", c.proto)
+		}
+		if got := handshake(t, r.URL, c.host, header); got != c.status {
+			t.Errorf("WebSocket, host %q, origin %q, %s: %d, want %d", c.host, c.origin, c.proto, got, c.status)
+		}
+		if c.host != "" {
+			header.Set("Host", c.host)
+		}
+		status, h, _ := answerOf(t, r.events("a"), header)
+		if want := map[int]int{101: 200, 403: 403}[c.status]; status != want {
+			t.Errorf("events, host %q, origin %q, %s: %d, want %d", c.host, c.origin, c.proto, status, want)
+		}
+		cross := status == 200 && c.origin != "" && !strings.Contains(c.origin, "127.0.0.1") && !strings.Contains(c.origin, "live.example.com")
+		if allow, want := h.Get("Access-Control-Allow-Origin"), map[bool]string{true: c.origin}[cross]; allow != want {
+			t.Errorf("events, origin %q: allowed %q", c.origin, allow)
+		}
+	}
+	if got := handshake(t, r.URL, "", http.Header{"Origin": {"https://a.example.com", "https://evil.test"}}); got != 403 {
+		t.Errorf("two origins: %d", got)
+	}
+	for site, want := range map[string]int{"cross-site": 403, "same-site": 403, "same-origin": 200, "none": 200} {
+		if status, _, _ := answerOf(t, r.events("a"), http.Header{"Sec-Fetch-Site": {site}}); status != want {
+			t.Errorf("a page's element, %s: %d", site, status)
+		}
+	}
+	strict := newRig(t, nil, broadcaster.Config{RequireOrigin: true})
+	if got := handshake(t, strict.URL, "", nil); got != 403 {
+		t.Errorf("no origin: %d", got)
+	}
+	if got := handshake(t, strict.URL, "", http.Header{"Origin": {strict.URL}}); got != 101 {
+		t.Errorf("the own origin: %d", got)
+	}
+	for _, bad := range []broadcaster.Config{{Origins: []string{"[a"}}, {Origins: []string{""}}, {Origins: []string{"ftp://a"}}, {Origins: []string{"https://a/b"}},
+		{Hosts: []string{"[a"}}, {Hosts: []string{""}}, {MaxRequests: -1}} {
+		if _, err := broadcaster.New(r.journal, r.stream, bad); err == nil {
+			t.Errorf("%+v is accepted", bad)
+		}
+	}
+}
+
+// A name that was pointed at this server is not one of its own: its page would be of the same origin.
+func TestDNSRebinding(t *testing.T) {
+	open := newRig(t, nil, broadcaster.Config{})
+	named := newRig(t, nil, broadcaster.Config{Hosts: []string{"live.example.com"}})
+	any := newRig(t, nil, broadcaster.Config{Hosts: []string{"*"}})
+	for _, c := range []struct {
+		r     *rig
+		host  string
+		shut  bool
+		about string
+	}{
+		{open, "evil.test", true, "no authentication, another name"},
+		{open, "evil.test:80", true, "with a port"},
+		{open, "evil.test.", true, "with a dot"},
+		{open, "127.0.0.1.evil.test", true, "that begins like an address"},
+		{open, "localhost.evil.test", true, "that begins like localhost"},
+		{open, "evil-localhost", true, "that ends like localhost"},
+		{open, "localhost:8080", false, "localhost"},
+		{open, "a.localhost", false, "below localhost"},
+		{open, "[::1]:8080", false, "an address"},
+		{open, "10.1.2.3", false, "an address"},
+		{named, "live.example.com:8443", false, "the own name"},
+		{named, "evil.test", true, "another name"},
+		{any, "evil.test", false, "any name"},
+	} {
+		origin := http.Header{"Origin": {"http://" + c.host}}
+		if got := handshake(t, c.r.URL, c.host, origin); (got == 421) != c.shut || !c.shut && got != 101 {
+			t.Errorf("%s, %s: %d", c.about, c.host, got)
+		}
+		origin.Set("Host", c.host)
+		if got, h, _ := answerOf(t, c.r.events("a"), origin); (got == 421) != c.shut || c.shut && h.Get("Access-Control-Allow-Origin") != "" {
+			t.Errorf("events: %s, %s: %d", c.about, c.host, got)
+		}
+	}
+	auth, issuer := newAuthRig(t, broadcaster.Config{}) // the page has no token of the other origin
+	if got := handshake(t, auth.URL, "any.test", bearer(issuer.Token("7", nil, nil))); got != 101 {
+		t.Errorf("with authentication: %d", got)
+	}
+}
+
+// raw speaks HTTP by hand.
+func raw(t *testing.T, url string) (net.Conn, *bufio.Reader) {
+	t.Helper()
+	c, err := net.Dial("tcp", strings.TrimPrefix(url, "http://"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close() })
+	c.SetDeadline(time.Now().Add(20 * time.Second))
+	return c, bufio.NewReader(c)
+}
+
+// A body is not waited for.
+func TestBodyIsNotRead(t *testing.T) {
+	r := newRig(t, nil, broadcaster.Config{})
+	for _, head := range []string{"Content-Length: 1000000", "Transfer-Encoding: chunked"} {
+		c, answer := raw(t, r.URL)
+		fmt.Fprintf(c, "GET /v1/topics/a/events HTTP/1.1\r\nHost: localhost\r\n%s\r\n\r\n", head)
+		line, err := answer.ReadString('\n')
+		if err != nil || !strings.Contains(line, " 400 ") {
+			t.Errorf("%s: %q %v", head, line, err)
+		}
+	}
+}
+
+// The server's time for a request does not end a stream of events.
+func TestEventsOutliveTheRequestTimeout(t *testing.T) {
+	r := newRig(t, nil, broadcaster.Config{Heartbeat: 100 * time.Millisecond})
+	server := httptest.NewUnstartedServer(r.b.Handler())
+	server.Config.ReadTimeout = 200 * time.Millisecond
+	server.Start()
+	defer server.Close()
+	e := newEventSource(t, server.URL+"/v1/topics/a/events")
+	e.open()
+	for range 8 {
+		if m, err := e.next(); err != nil || m.typ != "heartbeat" {
+			t.Fatalf("%+v %v", m, err)
+		}
+	}
+	r.commit("a", 1)
+	e.expectEvents(1, 1)
+	e.close()
+}
+
+// hits is how often a limit was hit.
+func hits(t *testing.T, registry *prometheus.Registry, limit string) float64 {
+	t.Helper()
+	families, err := registry.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range families {
+		if f.GetName() != "commitcast_broadcaster_limits_total" {
+			continue
+		}
+		for _, m := range f.GetMetric() {
+			if m.GetLabel()[0].GetValue() == limit {
+				return m.GetCounter().GetValue()
+			}
+		}
+	}
+	return 0
+}
+
+// Who has too many connections, by token or by address, is turned away early, is told when to come back, and takes nobody
+// else's place. A place that is given up is free.
+func TestConnectionLimits(t *testing.T) {
+	registry := prometheus.NewRegistry()
+	r := newRig(t, nil, broadcaster.Config{Verifier: plain{}, MaxPerUser: 2, MaxPerAddress: 3, TrustedHops: 2, Registerer: registry})
+	from := func(address, who string) http.Header {
+		h := bearer(plainToken(who, time.Hour, "**"))
+		h.Set("X-Forwarded-For", "spoofed, "+address+", 10.0.0.1")
+		return h
+	}
+	dial := func(h http.Header) (*testkit.Client, *http.Response) {
+		c, resp, _ := testkit.Open(t, r.URL, &websocket.DialOptions{HTTPHeader: h})
+		if c != nil {
+			c.Expect("hello")
+		}
+		return c, resp
+	}
+	first, _ := dial(from("192.0.2.1", "7"))
+	dial(from("192.0.2.1", "7"))
+	for name, h := range map[string]http.Header{"user": from("192.0.2.9", "7")} {
+		if c, resp := dial(h); c != nil || resp.StatusCode != 503 || resp.Header.Get("Retry-After") == "" {
+			t.Errorf("%s: %v", name, resp)
+		}
+		if status, h, body := answerOf(t, r.events("a"), h); status != 503 || h.Get("Retry-After") == "" {
+			t.Errorf("%s: events: %d %s", name, status, body)
+		}
+	}
+	late, _, err := testkit.Open(t, r.URL, nil) // by its first frame
+	if err != nil {
+		t.Fatal(err)
+	}
+	late.Send(fmt.Sprintf(`{"op":"auth","token":%q}`, plainToken("7", time.Hour, "**")))
+	if m := late.Expect("reconnect"); m.InMS < 1000 {
+		t.Errorf("%+v", m)
+	}
+	late.ExpectClose(1013)
+	dial(from("192.0.2.1", "8"))
+	if c, resp := dial(from("192.0.2.1", "9")); c != nil || resp.StatusCode != 503 {
+		t.Errorf("an address too often: %v", resp)
+	}
+	dial(from("2001:db8:1:2::1", "a"))
+	dial(from("2001:db8:1:2:ffff::1", "a"))
+	dial(from("2001:db8:1:2::3", "b"))
+	if c, resp := dial(from("2001:db8:1:2:aaaa::4", "c")); c != nil || resp.StatusCode != 503 {
+		t.Errorf("a household too often: %v", resp)
+	}
+	if c, _ := dial(from("2001:db8:1:3::1", "c")); c == nil {
+		t.Error("the neighbours are shut out")
+	}
+	for limit, want := range map[string]float64{"connections_per_user": 1, "connections_per_address": 2} {
+		if n := hits(t, registry, limit); n < want {
+			t.Errorf("%s was hit %v times", limit, n)
+		}
+	}
+	first.WS.CloseNow()
+	testkit.Eventually(t, 10*time.Second, func() bool {
+		c, _ := dial(from("192.0.2.1", "7"))
+		return c != nil
+	}, "the place is free")
+}
+
+// A client that asks without end is read slowly, and its neighbours are served.
+func TestRequestFlood(t *testing.T) {
+	registry := prometheus.NewRegistry()
+	r := newRig(t, nil, broadcaster.Config{MaxRequests: 100, MaxSubscriptions: 10, Registerer: registry})
+	c, neighbour := testkit.Dial(t, r.URL), testkit.Dial(t, r.URL)
+	neighbour.Subscribe(1, "calm", "")
+	neighbour.Expect("subscribed")
+	const rounds = 110
+	began := time.Now()
+	go func() { // ends with the connection, or when all is sent
+		for i := range rounds {
+			if c.WS.Write(t.Context(), websocket.MessageText, fmt.Appendf(nil, `{"op":"subscribe","topic":"t%d"}`, i)) != nil {
+				return
+			}
+			if c.WS.Write(t.Context(), websocket.MessageText, fmt.Appendf(nil, `{"op":"unsubscribe","topic":"t%d"}`, i)) != nil {
+				return
+			}
+		}
+	}()
+	for n := 0; n < rounds; {
+		m, err := c.Read(20 * time.Second)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if m.Op == "unsubscribed" {
+			n++
+		}
+	}
+	// Each request is one message and one line; the burst is 120.
+	if least := time.Duration(rounds*4-120) * time.Second / 100; time.Since(began) < least {
+		t.Errorf("%d requests were read within %v, want %v", rounds*2, time.Since(began), least)
+	}
+	if hits(t, registry, "requests") == 0 {
+		t.Error("the metric does not say so")
+	}
+	r.commit("calm", 3)
+	neighbour.ExpectEvents("calm", 1, 3)
+}
+
+// A connection that does nothing but ping is cut off; a few pings are answered.
+func TestPingFlood(t *testing.T) {
+	registry := prometheus.NewRegistry()
+	r := newRig(t, nil, broadcaster.Config{Registerer: registry})
+	calm := testkit.Dial(t, r.URL)
+	go calm.Read(20 * time.Second) // pongs are read by a reader; ends with the connection
+	for range 5 {
+		if err := calm.WS.Ping(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, frame := range []byte{0x89, 0x8a} { // ping, pong
+		c, answer := raw(t, r.URL)
+		fmt.Fprintf(c, "GET /v1/ws HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Protocol: commitcast.v1\r\n\r\n")
+		line, err := answer.ReadString('\n')
+		if err != nil || !strings.Contains(line, " 101 ") {
+			t.Fatalf("%q %v", line, err)
+		}
+		for line := ""; line != "\r\n"; {
+			if line, err = answer.ReadString('\n'); err != nil {
+				t.Fatal(err)
+			}
+		}
+		go func() { // ends with the connection
+			for range 100_000 {
+				if _, err := c.Write([]byte{frame, 0x80, 1, 2, 3, 4}); err != nil {
+					return
+				}
+			}
+		}()
+		pongs := 0
+		for {
+			head := make([]byte, 2)
+			if _, err := readFull(answer, head); err != nil {
+				t.Fatalf("no close frame: %v", err)
+			}
+			n := int(head[1])
+			if n == 126 {
+				more := make([]byte, 2)
+				readFull(answer, more)
+				n = int(more[0])<<8 | int(more[1])
+			}
+			payload := make([]byte, n)
+			readFull(answer, payload)
+			if head[0] == 0x8a {
+				pongs++
+			}
+			if head[0] == 0x88 {
+				if code := int(payload[0])<<8 | int(payload[1]); code != 4429 {
+					t.Errorf("closed with %d %s", code, payload[2:])
+				}
+				break
+			}
+		}
+		if pongs > 60 {
+			t.Errorf("%d pongs", pongs)
+		}
+		c.Close()
+	}
+	if hits(t, registry, "pings") == 0 {
+		t.Error("the metric does not say so")
+	}
+}
+
+func readFull(r *bufio.Reader, p []byte) (int, error) {
+	for n := 0; n < len(p); {
+		m, err := r.Read(p[n:])
+		if n += m; err != nil {
+			return n, err
+		}
+	}
+	return len(p), nil
+}
+
+// Compression is not agreed on, so that no small frame becomes a large one; who sends a compressed one all the same is
+// closed, and so is one that sends a large one.
+func TestCompressedAndLargeFrames(t *testing.T) {
+	registry := prometheus.NewRegistry()
+	r := newRig(t, nil, broadcaster.Config{Registerer: registry})
+	c, resp, err := testkit.Open(t, r.URL, &websocket.DialOptions{CompressionMode: websocket.CompressionContextTakeover})
+	if err != nil || resp.Header.Get("Sec-WebSocket-Extensions") != "" {
+		t.Fatalf("%v %v", resp.Header, err)
+	}
+	c.Expect("hello")
+	for name, bytes := range map[string][]byte{"compressed": {0xc1, 0x82, 0, 0, 0, 0, 1, 0}, "declared to be huge": {0x81, 0xff, 0x7f, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}} {
+		c, answer := raw(t, r.URL)
+		fmt.Fprintf(c, "GET /v1/ws HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Extensions: permessage-deflate\r\n\r\n")
+		c.Write(bytes)
+		c.Write(make([]byte, wire.MaxClientFrame+100))
+		testkit.Eventually(t, 10*time.Second, func() bool {
+			for {
+				if _, err := answer.ReadByte(); err != nil {
+					return true
+				}
+			}
+		}, "%s: closed", name)
+	}
+	big := testkit.Dial(t, r.URL)
+	big.WS.Write(t.Context(), websocket.MessageText, make([]byte, wire.MaxClientFrame+1))
+	big.ExpectClose(1009)
+	testkit.Eventually(t, 10*time.Second, func() bool { return hits(t, registry, "message_size") > 0 }, "the metric says so")
+}
+
+// A client that is behind in many topics takes few places among the replays, and all its topics are caught up in the end.
+func TestReplayBomb(t *testing.T) {
+	registry := prometheus.NewRegistry()
+	r := newRig(t, nil, broadcaster.Config{LogEvents: 4, MaxReplays: 2, Registerer: registry})
+	const topics, events = 40, 50
+	for i := range topics {
+		r.commit(fmt.Sprint("t", i), events)
+	}
+	var reads, most atomic.Int64
+	held := func() { // long enough for one too many to be seen
+		n := reads.Add(1)
+		defer reads.Add(-1)
+		for m := most.Load(); n > m && !most.CompareAndSwap(m, n); m = most.Load() {
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+	r.stream.held.Store(&held)
+	c := testkit.Dial(t, r.URL)
+	for i := range topics {
+		c.Subscribe(i, fmt.Sprint("t", i), r.cursor(0))
+	}
+	next := map[string]int64{}
+	for total := 0; total < topics*events; {
+		m, err := c.Read(20 * time.Second)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if m.Op != "event" {
+			continue
+		}
+		if next[m.Topic]++; m.Offset != next[m.Topic] {
+			t.Fatalf("%s: offset %d, want %d", m.Topic, m.Offset, next[m.Topic])
+		}
+		total++
+	}
+	if most.Load() != 2 {
+		t.Errorf("%d reads at once for one client", most.Load())
+	}
+	if hits(t, registry, "replays") == 0 {
+		t.Error("the metric does not say so")
+	}
+}
