@@ -3,6 +3,7 @@ package testkit
 import (
 	"errors"
 	"io"
+	"math"
 	"net"
 	"net/url"
 	"strings"
@@ -40,6 +41,7 @@ const (
 type link struct {
 	client, target *net.TCPConn // target is nil until dialed
 	cut            bool
+	part           float64 // of the next answer, that is still forwarded; 0: all of it
 }
 
 // NewProxy starts a proxy for a target: host:port, or a URL whose host is meant. It ends with the test.
@@ -119,6 +121,16 @@ func (p *Proxy) Finish() {
 	defer p.mu.Unlock()
 	for l := range p.links {
 		p.end(l, false)
+	}
+}
+
+// Break closes every connection in the midst of the next answer on it: a part of it (0 to 1) is forwarded, at least one byte and
+// never the last. New connections are forwarded as before.
+func (p *Proxy) Break(part float64) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for l := range p.links {
+		l.part = max(part, math.SmallestNonzeroFloat64)
 	}
 }
 
@@ -254,11 +266,21 @@ func (p *Proxy) pump(l *link, d direction, from, to *net.TCPConn) {
 		if !p.pass(l, d) {
 			return
 		}
+		forward := n
+		if d == toClient && n > 1 {
+			forward = p.forwarded(l, n)
+		}
 		if n > 0 {
-			if _, err := to.Write(buf[:n]); err != nil {
+			if _, err := to.Write(buf[:forward]); err != nil {
 				p.broken(l)
 				return
 			}
+		}
+		if forward < n {
+			p.mu.Lock()
+			p.end(l, false)
+			p.mu.Unlock()
+			return
 		}
 		if errors.Is(err, io.EOF) {
 			to.CloseWrite()
@@ -269,6 +291,16 @@ func (p *Proxy) pump(l *link, d direction, from, to *net.TCPConn) {
 			return
 		}
 	}
+}
+
+// forwarded is how much of an answer of n bytes is forwarded; n, unless the link is to break.
+func (p *Proxy) forwarded(l *link, n int) int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if l.part == 0 {
+		return n
+	}
+	return min(1+int(l.part*float64(n-1)), n-1)
 }
 
 // pass waits while a direction is held. False: the connection was cut.

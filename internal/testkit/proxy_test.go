@@ -234,3 +234,27 @@ func TestProxyGoesToAnotherTarget(t *testing.T) {
 		e.mu.Unlock()
 	}
 }
+
+func TestProxyBreaksInTheMidst(t *testing.T) {
+	const answer = "0123456789"
+	for _, c := range []struct {
+		part float64
+		want string
+	}{{0, "0"}, {0.5, "01234"}, {1, "012345678"}} {
+		e := newEcho(t)
+		p := NewProxy(t, e.addr)
+		conn := dial(t, p)
+		say(t, conn, "hello")
+		hear(t, conn, "hello") // what came before is whole
+		p.Break(c.part)
+		say(t, conn, answer)
+		conn.SetReadDeadline(time.Now().Add(10 * time.Second))
+		got, err := io.ReadAll(conn)
+		if string(got) != c.want || err != nil {
+			t.Errorf("part %v: %q, %v; want %q and the end", c.part, got, err, c.want)
+		}
+		next := dial(t, p)
+		say(t, next, answer)
+		hear(t, next, answer)
+	}
+}

@@ -176,6 +176,7 @@ var Link = class {
       return this.#fail("connection", `the server speaks ${f.protocol}, not ${PROTOCOL}`);
     }
     this.#silence = 2 * Math.max(f.heartbeat_ms, 500);
+    this.#notBefore = 0;
     this.#since = this.#env.now();
     this.lost = false;
     this.#set({ state: "open" });
@@ -238,7 +239,7 @@ var Link = class {
   #over(why) {
     const now = this.#env.now();
     if (this.#silence > 0 && now - this.#since > STABLE) this.#attempt = 0;
-    const told = this.#notBefore - now;
+    const told = Math.min(this.#notBefore - now, HINT_CAP);
     this.#drop();
     this.lost = true;
     this.#wait(told > 0 ? told : jitter(this.#env, RETRY_BASE, this.#attempt++, RETRY_CAP), why);
@@ -278,6 +279,7 @@ var Link = class {
     const every = Math.min(WATCH, this.#silence / 2);
     this.#later(every, () => {
       const then = this.#env.now();
+      this.#heard = Math.min(this.#heard, then);
       const silent = then - this.#heard;
       if (silent >= this.#silence || this.#probed && then - this.#probed >= PROBE_WITHIN) {
         return this.#over("the server fell silent");

@@ -112,6 +112,7 @@ export class Link {
       return this.#fail("connection", `the server speaks ${f.protocol}, not ${PROTOCOL}`);
     }
     this.#silence = 2 * Math.max(f.heartbeat_ms, 500);
+    this.#notBefore = 0; // it has been obeyed
     this.#since = this.#env.now();
     this.lost = false;
     this.#set({ state: "open" });
@@ -178,7 +179,7 @@ export class Link {
   #over(why: string): void {
     const now = this.#env.now();
     if (this.#silence > 0 && now - this.#since > STABLE) this.#attempt = 0;
-    const told = this.#notBefore - now;
+    const told = Math.min(this.#notBefore - now, HINT_CAP); // of another clock, if that was set back since
     this.#drop();
     this.lost = true;
     this.#wait(told > 0 ? told : jitter(this.#env, RETRY_BASE, this.#attempt++, RETRY_CAP), why);
@@ -222,6 +223,7 @@ export class Link {
     const every = Math.min(WATCH, this.#silence / 2);
     this.#later(every, () => {
       const then = this.#env.now();
+      this.#heard = Math.min(this.#heard, then); // a clock that was set back must not hide a silence
       const silent = then - this.#heard;
       if (silent >= this.#silence || (this.#probed && then - this.#probed >= PROBE_WITHIN)) {
         return this.#over("the server fell silent");

@@ -241,6 +241,48 @@ test("timers that a hidden tab gets late are no sleep, as long as heartbeats com
   assert.equal(b.feed.connection.state, "open");
 });
 
+test("a clock that was set back hides no silence: two heartbeats and a look later the connection is over", async () => {
+  const b = await bench();
+  const { topic } = await live(b);
+  b.clock.set(-900_000);
+  b.clock.advance(34_999);
+  assert.equal(b.feed.connection.state, "open");
+  b.clock.advance(1);
+  assert.equal(b.feed.connection.state, "waiting");
+  b.clock.advance(250);
+  const next = await b.server.accept();
+  next.hello();
+  await next.subscribed("t");
+  await shown(topic, "live", (v) => v.status === "live");
+});
+
+test("a clock that was set back keeps nobody away: what a server asked for once is over, and never longer than 5 minutes", async () => {
+  const b = await bench();
+  const { topic, peer } = await live(b);
+  peer.send({ op: "reconnect", in_ms: 1200 });
+  peer.close(1012);
+  await until("waiting", () => b.feed.connection.state === "waiting");
+  b.clock.advance(1200);
+  const next = await b.server.accept();
+  next.hello();
+  await next.subscribed("t");
+  await shown(topic, "live", (v) => v.status === "live");
+  b.clock.set(-60_000);
+  next.cut();
+  await until("waiting", () => b.feed.connection.state === "waiting");
+  assert.equal(b.feed.connection.retryAt, b.clock.time + 250); // half of 500
+  b.clock.advance(250);
+  const last = await b.server.accept();
+  last.hello();
+  await last.subscribed("t");
+  last.send({ op: "reconnect", in_ms: 1200 }, event("t", 1, 1));
+  await shown(topic, "the event after it", (v) => v.state?.length === 1);
+  b.clock.set(-900_000);
+  last.cut();
+  await until("waiting", () => b.feed.connection.state === "waiting");
+  assert.equal(b.feed.connection.retryAt, b.clock.time + 300_000);
+});
+
 test("online: a probe if connected, and nobody waits longer than a second if not", async () => {
   const b = await bench();
   const { topic, peer } = await live(b);

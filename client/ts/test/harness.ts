@@ -72,6 +72,11 @@ export class Clock implements Env {
   sleep(ms: number): void {
     this.time += ms;
   }
+  /** Somebody set the clock: no time has passed. */
+  set(ms: number): void {
+    this.time += ms;
+    for (const t of this.#timers.values()) t.at += ms;
+  }
   happen(type: string): void {
     for (const f of [...this.#listeners]) f({ type });
   }
