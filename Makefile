@@ -10,13 +10,16 @@ TIMEOUT = 8m
 UP = go run ./internal/services/up
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test race lint bench chaos ci
+.PHONY: help demo seatmap test race lint bench chaos ci
 
 help: ## Show this
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: ## Run the live demonstration and say where to look
 	@go run ./cmd/demo
+
+seatmap: ## Run the example of a React seat map (examples/seatmap)
+	@$(UP) --node -- examples/seatmap/run.sh
 
 test: ## Run all tests, against real Postgres, Redis and a browser
 	@$(UP) --browser --node -- go test -count=1 -timeout=$(TIMEOUT) ./...
