@@ -10,13 +10,16 @@ TIMEOUT = 8m
 UP = go run ./internal/services/up
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test race lint bench chaos ci
+.PHONY: help demo seatmap test race lint bench chaos pictures ci
 
 help: ## Show this
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: ## Run the live demonstration and say where to look
 	@go run ./cmd/demo
+
+seatmap: ## Run the example of a React seat map (examples/seatmap)
+	@$(UP) --node -- examples/seatmap/run.sh
 
 test: ## Run all tests, against real Postgres, Redis and a browser
 	@$(UP) --browser --node -- go test -count=1 -timeout=$(TIMEOUT) ./...
@@ -36,6 +39,9 @@ bench: ## Measure throughput and latency (QUICK=1: one short round; HOPS="pipeli
 
 chaos: ## Break everything, and look for a lost or wrong event (ARGS="-rounds 50"; ARGS=-h shows all)
 	@go run ./internal/chaos $(ARGS)
+
+pictures: ## Take the pictures of README.md again, on an idle machine
+	@$(UP) --browser -- go test -count=1 -run '^TestPictures$$' ./cmd/demo -pictures
 
 ci: lint test ## What has to pass: lint, all tests, the core under the race detector
 	@$(UP) --compiler -- go test -race -count=1 -timeout=$(TIMEOUT) $(CORE)

@@ -67,6 +67,9 @@ var rules = map[string]rule{
 		theirs: []string{pgx, river, riverui, prometheus, sync},
 	},
 
+	// As somebody else's program would be.
+	"examples/...": {ours: []string{"outbox"}, theirs: []string{pgx}, by: []string{}},
+
 	"internal/journal": {ours: []string{"wire"}, theirs: []string{pgx}},
 	"internal/app":     {ours: []string{anything}, theirs: []string{anything}},
 

@@ -2,7 +2,6 @@ package client
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"net/http"
@@ -168,7 +167,7 @@ func (c *Client) connection(parent context.Context, refused *string) (e end) {
 	defer conn.CloseNow()
 	conn.SetReadLimit(readLimit)
 	if token != nil {
-		if err := write(ctx, conn, map[string]any{"op": wire.OpAuth, "token": *token}); err != nil {
+		if err := write(ctx, conn, wire.Request{Op: wire.OpAuth, Token: *token}); err != nil {
 			return lost(KindConnection, false, err)
 		}
 	}
@@ -204,10 +203,10 @@ func (c *Client) connection(parent context.Context, refused *string) (e end) {
 			continue
 		}
 		for line := range wire.Lines(message) {
-			m, err := parse(line)
+			m, err := wire.ParseMessage(line)
 			switch {
 			case err != nil:
-				c.once(&Error{Kind: KindGarbage, Err: fmt.Errorf("the server sent what is not a frame: %w", err)})
+				c.once(&Error{Kind: KindGarbage, Err: fmt.Errorf("the server sent what is not a frame: %w: %.200s", err, line)})
 			case m.Op == "hello" && silence == 0:
 				if m.Protocol != "" && m.Protocol != wire.Protocol {
 					return lost(KindConnection, true, fmt.Errorf("the server speaks %s, not %s", m.Protocol, wire.Protocol))
@@ -224,41 +223,6 @@ func (c *Client) connection(parent context.Context, refused *string) (e end) {
 			}
 		}
 	}
-}
-
-// parse reads a frame and checks that what will be used of it makes sense. An op of a later server is none of ours.
-func parse(line []byte) (m wire.Message, err error) {
-	if m, err = wire.ParseMessage(line); err != nil {
-		return m, err
-	}
-	inRange := func(n int64) bool { return n >= 0 && n <= wire.MaxInteger }
-	epoch, topic := wire.ValidEpoch(m.Epoch), wire.ValidTopic(m.Topic)
-	ok := true
-	switch m.Op {
-	case "hello":
-		ok = epoch && inRange(m.HeartbeatMS)
-	case "subscribed":
-		ok = epoch && topic && inRange(m.ID) && inRange(m.After) && inRange(m.Head)
-	case "event":
-		ok = epoch && topic && m.Offset > 0 && inRange(m.Offset) && inRange(m.ID) && (m.Skip || m.Type != "" && m.Data != nil)
-	case "unsubscribed":
-		ok = topic && inRange(m.ID)
-	case "reset":
-		ok = epoch && topic && inRange(m.InMS)
-	case "heartbeat":
-		ok = epoch && m.Heads != nil
-		for _, head := range m.Heads {
-			ok = ok && inRange(head)
-		}
-	case "error":
-		ok = inRange(m.ID) && m.Code != ""
-	case "reconnect":
-		ok = inRange(m.InMS)
-	}
-	if !ok {
-		return m, fmt.Errorf("%s with a field that is missing or wrong: %.200s", m.Op, line)
-	}
-	return m, nil
 }
 
 // dispatch hands a frame to whom it is for. The error is about a frame that is for nobody.
@@ -398,24 +362,16 @@ func (c *Client) request(box *inbox, gen uint64, op, topic, after string) int64 
 	if conn == nil {
 		return id // its end is on the way
 	}
-	frame := map[string]any{"op": op, "id": id, "topic": topic}
-	if after != "" {
-		frame["after"] = after
-	}
-	if err := write(context.Background(), conn, frame); err != nil {
+	if err := write(context.Background(), conn, wire.Request{Op: op, ID: id, Topic: topic, After: after}); err != nil {
 		conn.CloseNow() // whoever reads it reports the end
 	}
 	return id
 }
 
-func write(ctx context.Context, conn *websocket.Conn, frame map[string]any) error {
-	text, err := json.Marshal(frame)
-	if err != nil {
-		return err
-	}
+func write(ctx context.Context, conn *websocket.Conn, r wire.Request) error {
 	ctx, cancel := context.WithTimeout(ctx, writeWithin)
 	defer cancel()
-	return conn.Write(ctx, websocket.MessageText, text)
+	return conn.Write(ctx, websocket.MessageText, wire.AppendRequest(nil, r))
 }
 
 func (c *Client) report(err *Error) {

@@ -10,7 +10,7 @@ import (
 
 // machine is one topic as a state machine: what to do with a snapshot, a frame, a lost connection. It does no I/O and has
 // no clock and no randomness; whoever drives it gives it ports. The rules are those of docs/protocol.md, and each has a
-// mutation in model_test.go that shows what breaks without it. Not safe for concurrent use.
+// mutation in mutants_test.go that shows what breaks without it. Not safe for concurrent use.
 type machine[S any] struct {
 	ports ports[S]
 	phase phase
@@ -159,7 +159,7 @@ func (m *machine[S]) subscribed(id int64, epoch string, head int64) {
 }
 
 func (m *machine[S]) event(f *event) {
-	if m.phase != phaseLive || m.leaving != 0 {
+	if m.phase != phaseLive { // of an old subscription, perhaps
 		return
 	}
 	at := m.held.Token

@@ -3,6 +3,7 @@ package wire
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"strconv"
 )
@@ -72,6 +73,27 @@ func ParseRequest(line []byte) (Request, error) {
 		return r, &Error{CodeUnknownOp, fmt.Sprintf("unknown op %q; this server knows auth, subscribe, unsubscribe", clip(r.Op))}
 	}
 	return r, nil
+}
+
+// AppendRequest appends r as a client writes it: one line, without what is absent.
+func AppendRequest(dst []byte, r Request) []byte {
+	dst = append(dst, `{"op":`...)
+	dst = appendString(dst, r.Op)
+	if r.ID != 0 {
+		dst = append(dst, `,"id":`...)
+		dst = strconv.AppendInt(dst, r.ID, 10)
+	}
+	for _, field := range []struct{ name, value string }{{"topic", r.Topic}, {"after", r.After}} {
+		if field.value != "" {
+			dst = append(append(append(dst, `,"`...), field.name...), `":`...)
+			dst = appendString(dst, field.value)
+		}
+	}
+	if r.Op == OpAuth {
+		dst = append(dst, `,"token":`...)
+		dst = appendString(dst, r.Token)
+	}
+	return append(dst, '}')
 }
 
 func deref(s *string) string {
@@ -211,14 +233,77 @@ type Message struct {
 	Message     string           `json:"message,omitempty"`
 }
 
-// ParseMessage reads one line of a server's message.
+// ParseMessage reads one line of a server's message, and refuses a frame in which something is missing or cannot be: fields
+// that every frame of its op has (docs/protocol.md), names of topics and epochs, integers from 0 to [MaxInteger]. Unknown
+// fields are ignored, and a frame with an op of a later server is read as it is, so that older clients can talk to newer
+// servers.
 func ParseMessage(line []byte) (Message, error) {
-	var m Message
-	if err := json.Unmarshal(line, &m); err != nil {
+	const missing = -1
+	raw := struct {
+		Message
+		Text *string `json:"message"` // which may be empty, but not missing
+	}{Message: Message{HeartbeatMS: missing, ID: missing, After: missing, Head: missing, Offset: missing, InMS: missing}}
+	if err := json.Unmarshal(line, &raw); err != nil {
 		return Message{}, fmt.Errorf("wire: message from server: %w", err)
 	}
-	if m.Op == "" {
-		return Message{}, fmt.Errorf("wire: message from server without op")
+	m := raw.Message
+	m.Message = deref(raw.Text)
+	wrong := ""
+	check := func(field string, ok bool) {
+		if !ok && wrong == "" {
+			wrong = field
+		}
+	}
+	number := func(field string, n int64) { check(field, n >= 0 && n <= MaxInteger) }
+	names := func() {
+		check("topic", ValidTopic(m.Topic))
+		check("epoch", ValidEpoch(m.Epoch))
+	}
+	switch m.Op {
+	case "":
+		return Message{}, errors.New("wire: message from server without op")
+	case "hello":
+		check("epoch", ValidEpoch(m.Epoch))
+		number("heartbeat_ms", m.HeartbeatMS)
+	case "subscribed":
+		names()
+		number("id", m.ID)
+		number("after", m.After)
+		number("head", m.Head)
+	case "event":
+		names()
+		number("offset", m.Offset)
+		check("offset", m.Offset > 0)
+		number("id", m.ID)
+		check("type", m.Skip || m.Type != "")
+		check("at", m.Skip || m.At != "")
+		check("data", m.Skip || m.Data != nil)
+	case "unsubscribed":
+		number("id", m.ID)
+		check("topic", ValidTopic(m.Topic))
+	case "reset":
+		names()
+		number("head", m.Head)
+		check("reason", m.Reason != "")
+		number("in_ms", m.InMS)
+	case "heartbeat":
+		check("epoch", ValidEpoch(m.Epoch))
+		check("heads", m.Heads != nil)
+		for _, head := range m.Heads {
+			number("heads", head)
+		}
+	case "error":
+		number("id", m.ID)
+		check("code", m.Code != "")
+		check("message", raw.Text != nil)
+	case "reconnect":
+		number("in_ms", m.InMS)
+	}
+	if wrong != "" {
+		return Message{}, fmt.Errorf("wire: message from server: %s of %s is missing, or cannot be", wrong, m.Op)
+	}
+	for _, n := range []*int64{&m.HeartbeatMS, &m.ID, &m.After, &m.Head, &m.Offset, &m.InMS} {
+		*n = max(*n, 0)
 	}
 	return m, nil
 }

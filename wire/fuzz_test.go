@@ -132,6 +132,14 @@ func FuzzParseMessage(f *testing.F) {
 		if (err == nil) != (m.Op != "") {
 			t.Fatalf("%+v, %v", m, err)
 		}
+		for _, n := range []int64{m.HeartbeatMS, m.ID, m.After, m.Head, m.Offset, m.InMS} {
+			if err == nil && n < 0 {
+				t.Fatalf("%q was read as %+v", line, m)
+			}
+		}
+		if _, bad := wire.ParseCursor(wire.Cursor{Epoch: m.Epoch, Offset: m.Offset}.String()); m.Op == "event" && (bad != nil || m.Offset < 1 || !wire.ValidTopic(m.Topic)) {
+			t.Fatalf("%q was read as %+v", line, m)
+		}
 	})
 }
 
@@ -157,6 +165,12 @@ func FuzzAppendEvent(f *testing.F) {
 			t.Fatalf("%q is not a line of UTF-8", line)
 		}
 		m, perr := wire.ParseMessage(line)
+		if !wire.ValidTopic(topic) || typ == "" && err == nil { // which no database lets in, and no reader
+			if perr == nil || !json.Valid(line) {
+				t.Fatalf("%q reads as %+v, %v", line, m, perr)
+			}
+			return
+		}
 		if perr != nil || m.Offset != 7 || m.ID != 8 || m.Skip != (err != nil) {
 			t.Fatalf("%q reads as %+v, %v", line, m, perr)
 		}

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"os"
 	"reflect"
-	"strings"
 	"testing"
 	"time"
 
@@ -92,6 +91,9 @@ func TestVectorsServer(t *testing.T) {
 		if m, err := wire.ParseMessage([]byte(line)); err == nil {
 			t.Errorf("%s was read: %+v", line, m)
 		}
+	}
+	if m, err := wire.ParseMessage([]byte(`{"op":"later","id":-1}`)); err != nil || m.Op != "later" {
+		t.Errorf("an op of a later server: %+v, %v", m, err)
 	}
 }
 
@@ -190,13 +192,7 @@ func TestVectorsClient(t *testing.T) {
 		}
 	}
 	for _, c := range v.Frames {
-		var buf bytes.Buffer
-		e := json.NewEncoder(&buf)
-		e.SetEscapeHTML(false)
-		if err := e.Encode(c.Request); err != nil {
-			t.Fatal(err)
-		}
-		if line := strings.TrimSuffix(buf.String(), "\n"); line != c.Line {
+		if line := string(wire.AppendRequest(nil, wire.Request(c.Request))); line != c.Line {
 			t.Errorf("%s: written\n%s, want\n%s", c.Name, line, c.Line)
 		}
 	}
