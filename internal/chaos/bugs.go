@@ -22,7 +22,7 @@ var bugs = []bug{
 		name: "no-contiguity-check", about: "a broadcaster takes a run that does not follow, and reads over the hole",
 		patches: []patch{
 			{"broadcaster/log.go", "	if r.First > l.next {\n		return false, true\n	}", "	if r.First > l.next {\n		l.clear(l.epoch, r.First)\n	}"},
-			{"broadcaster/log.go", "		return p, cursor, readBehind", "		cursor = l.first - 1"},
+			{"broadcaster/log.go", "		return p, cursor, nil, readBehind", "		cursor = l.first - 1"},
 		},
 		faults: "hole-broadcaster-redis,redis-kill,redis-pubsub-kill", rounds: 12, caughtAs: []string{"wire-hole"},
 	},
@@ -195,6 +195,11 @@ var bugs = []bug{
 		name: "reset-instead-of-replay", about: "a subscriber that is behind is sent back to its snapshot",
 		patches: []patch{{"broadcaster/join.go", "	outcome := sub.join(", "	if !sub.asked.IsZero() && sub.asked.Offset < p.Head-2 {\n		p.Reason = \"trimmed\"\n	}\n	outcome := sub.join("}},
 		faults:  "clients-cut", rounds: 4, caughtAs: []string{"needless-reset"},
+	},
+	{
+		name: "cursor-of-joined-epoch", about: "a live subscriber is checked in the epoch that it joined last, of which nothing need have been delivered",
+		patches: []patch{{"broadcaster/splice.go", "Epoch: r.origin, Offset: r.cursor", "Epoch: r.epoch, Offset: r.cursor"}},
+		standby: true, rounds: 8, caughtAs: []string{"needless-reset"},
 	},
 	{
 		name: "confirmed-twice-published", about: "what was confirmed in one epoch counts as published in the next",

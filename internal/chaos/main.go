@@ -168,7 +168,7 @@ func session(ctx context.Context, o options, from []kind, seed uint64, rounds in
 			fmt.Printf("round seed %-6d %4.1f s, settled in %4d ms, longest wait %4d %4d ms, push p50 %3d p99 %3d ms  %s", s, time.Since(start).Seconds(),
 				res.Settle.Milliseconds(), res.First.Milliseconds(), res.Last.Milliseconds(), res.PushP50.Milliseconds(), res.PushP99.Milliseconds(), strings.Join(res.Faults, " "))
 			if o.standby {
-				fmt.Printf(", lost %d, astray %d, resets %d of which needless %d", res.Lost, res.Astray, res.Resets, res.Needless)
+				fmt.Printf(", lost %d, astray %d, resets %d", res.Lost, res.Astray, res.Resets)
 			}
 			fmt.Println()
 		}

@@ -27,17 +27,14 @@ type generation struct {
 	clients []*client
 	firstOp int64
 	calm    atomic.Bool
-	// lostEpoch: an epoch began on the old primary that the new one does not know.
-	lostEpoch bool
-	forked    bool             // the database has lost what was acknowledged
-	lowest    map[string]int64 // the first offset of a Stream at the end of the last round
-	faults    []*fault         // of the present round
+	forked  bool             // the database has lost what was acknowledged
+	lowest  map[string]int64 // the first offset of a Stream at the end of the last round
+	faults  []*fault         // of the present round
 
 	// Counted by verify.
-	lost     int // ops that were acknowledged and went with the old primary
-	astray   int // passages that hold events of a history that is gone
-	resets   int
-	needless int // resets of cursors that the new history has, after an epoch was lost
+	lost   int // ops that were acknowledged and went with the old primary
+	astray int // passages that hold events of a history that is gone
+	resets int
 
 	stop context.CancelFunc
 	done sync.WaitGroup
@@ -89,8 +86,6 @@ type result struct {
 	Lost   int `json:"lost"`
 	Astray int `json:"astray"`
 	Resets int `json:"resets"`
-	// Needless is how many of the resets hit a cursor that the new history has, after an epoch was lost.
-	Needless int `json:"needless"`
 	// PushP50 and PushP99 are for a round without faults, from the acknowledged commit to each steady client.
 	PushP50 time.Duration `json:"push_p50"`
 	PushP99 time.Duration `json:"push_p99"`

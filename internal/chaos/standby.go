@@ -52,7 +52,6 @@ func (g *generation) failover(seed uint64, from []kind) (result, error) {
 		if err := w.db().QueryRow(w.ctx, "SELECT commitcast.begin_epoch(NULL, 'to be lost')").Scan(&name); err != nil {
 			return res, err
 		}
-		g.lostEpoch = true
 		w.log.add("FAULT", "epoch %s begins, and will be lost", name)
 	}
 	pause(100*time.Millisecond, 400*time.Millisecond)
@@ -132,7 +131,7 @@ func (g *generation) failover(seed uint64, from []kind) (result, error) {
 	g.verify(ev)
 	first, last := g.waits(ev, lost, wrote)
 	res.First, res.Last, res.Held = quantile(first, 1), quantile(last, 1), time.Millisecond
-	res.Lost, res.Astray, res.Resets, res.Needless = g.lost, g.astray, g.resets, g.needless
+	res.Lost, res.Astray, res.Resets = g.lost, g.astray, g.resets
 	if g.lost == 0 || g.astray == 0 {
 		w.log.add("round", "nothing was lost, or nobody saw it: the round proves little")
 	}

@@ -284,11 +284,7 @@ func (g *generation) surfaced(ev *evidence, r *passage, present bool) {
 	if strings.HasPrefix(r.over, "reset") && !forked {
 		cursor, j := r.cursor, at(r.cursor.Offset)
 		ordinal, known := ev.epochs[cursor.Epoch]
-		if needless := known && (cursor.Offset == 0 || j != nil && ev.epochs[j.Epoch] <= ordinal); needless && g.lostEpoch {
-			// A broadcaster checks a live subscriber in the epoch that it has joined, although nothing of it may have
-			// been delivered: one reading too many, and told in the results.
-			g.needless++
-		} else if needless {
+		if known && (cursor.Offset == 0 || j != nil && ev.epochs[j.Epoch] <= ordinal) {
 			w.violate("needless-reset", "%s was reset (%s) at %s:%s, which is in this history", r.client, r.over, r.topic, cursor)
 		}
 	}
