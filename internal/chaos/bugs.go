@@ -166,7 +166,7 @@ var bugs = []bug{
 	},
 	{
 		name: "cursor-not-asked", about: "a subscription begins at the head, not at its cursor",
-		patches: []patch{{"broadcaster/splice.go", "		r.cursor = r.asked.Offset\n", ""}},
+		patches: []patch{{"broadcaster/splice.go", "r.cursor, r.origin = r.asked.Offset, r.asked.Epoch", "r.origin = r.asked.Epoch"}},
 		faults:  "clients-cut", rounds: 4, caughtAs: []string{"wire-answer", "wire-hole"},
 	},
 	{
