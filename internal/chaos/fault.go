@@ -36,6 +36,8 @@ type kind struct {
 	name string
 	// long: it may hold for seconds, past the time-outs of those who wait.
 	long bool
+	// kill: what it breaks is broken at once, and recovery need not wait for its end.
+	kill bool
 	// data: what Redis holds is not what it was told.
 	data bool
 	// apply breaks, waits for hold, and heals.
@@ -44,12 +46,12 @@ type kind struct {
 
 // kinds are all that rounds draw from. The order matters to seeds: new ones go to the end.
 var kinds = []kind{
-	{name: "worker-kill", apply: func(f *fault) error { return f.kill("worker") }},
-	{name: "broadcaster-kill", apply: func(f *fault) error { return f.kill("broadcaster") }},
+	{name: "worker-kill", kill: true, apply: func(f *fault) error { return f.kill("worker") }},
+	{name: "broadcaster-kill", kill: true, apply: func(f *fault) error { return f.kill("broadcaster") }},
 	{name: "worker-stop", long: true, apply: func(f *fault) error { return f.stop("worker") }},
 	{name: "broadcaster-stop", long: true, apply: func(f *fault) error { return f.stop("broadcaster") }},
 	{name: "redis-flush", data: true, apply: func(f *fault) error { return f.redis("FLUSHALL") }},
-	{name: "redis-kill", data: true, long: true, apply: (*fault).redisKill},
+	{name: "redis-kill", kill: true, data: true, long: true, apply: (*fault).redisKill},
 	{name: "redis-rollback", data: true, apply: (*fault).redisRollback},
 	{name: "redis-pause", long: true, apply: (*fault).redisPause},
 	{name: "redis-del", data: true, apply: func(f *fault) error { return f.eachKey("DEL") }},
@@ -66,7 +68,7 @@ var kinds = []kind{
 	{name: "clients-cut", apply: (*fault).clientsCut},
 	{name: "writers-cut", apply: (*fault).writersCut},
 	{name: "drains-terminate", apply: (*fault).drainsTerminate},
-	{name: "postgres-crash", apply: (*fault).postgresCrash},
+	{name: "postgres-crash", kill: true, apply: (*fault).postgresCrash},
 	{name: "epoch-bump", apply: (*fault).epochBump},
 }
 
@@ -124,6 +126,14 @@ func (f *fault) run() {
 	} else {
 		f.w.log.add("FAULT", "%s healed", f.kind.name)
 	}
+}
+
+// over is the moment from which recovery counts.
+func (f *fault) over() time.Time {
+	if f.kind.kill {
+		return f.began
+	}
+	return f.ended
 }
 
 func (f *fault) wait() { time.Sleep(f.hold) }

@@ -14,6 +14,8 @@ const (
 	topicCount = 10
 	// activeFor is how long writers write in a round, at least; longer if a fault lasts longer.
 	activeFor = 1100 * time.Millisecond
+	// activeAfter is how long they write after the last fault, so that there is something to recover with.
+	activeAfter = 250 * time.Millisecond
 	// settleWithin is how long everything may take to be whole again once the faults are over: more than the longest
 	// backoff of any part, on a busy machine.
 	settleWithin = 45 * time.Second
@@ -81,6 +83,10 @@ type result struct {
 	First time.Duration `json:"first"`
 	Last  time.Duration `json:"last"`
 	Held  time.Duration `json:"held"`
+	// Again and AllAgain are how long after that fault's end, or after a kill itself, the first client, and all steady
+	// ones, had an event of a commit that began later.
+	Again    time.Duration `json:"again"`
+	AllAgain time.Duration `json:"all_again"`
 	// Lost is how many acknowledged transactions a failover lost, Astray how many passages of clients held their
 	// events, Resets how many of these were ended by a reset.
 	Lost   int `json:"lost"`
@@ -123,6 +129,9 @@ func (g *generation) round(seed uint64, faults []*fault) result {
 	case <-g.w.ctx.Done():
 	}
 	breaking.Wait()
+	for _, f := range faults {
+		time.Sleep(time.Until(f.ended.Add(activeAfter))) // part of the schedule
+	}
 	stop()
 	writing.Wait()
 	wrote := time.Now()
@@ -247,6 +256,7 @@ func (g *generation) measure(ev *evidence, res *result, began, wrote time.Time, 
 		}
 		first, last := g.waits(ev, f.began, wrote)
 		res.First, res.Last, res.Held = quantile(first, 1), quantile(last, 1), f.ended.Sub(f.began)
+		res.Again, res.AllAgain = g.recovery(ev, f.over(), wrote)
 		if f.kind.name == "redis-kill" && res.Held > awayLeast {
 			away, _ := g.waits(ev, f.began.Add(awayAfter), f.ended)
 			p90 := quantile(away, 0.9)

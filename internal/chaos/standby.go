@@ -16,7 +16,7 @@ import (
 // never got. The standby is promoted, the proxies lead to it, and writers go on with the same topics.
 func (g *generation) failover(seed uint64, from []kind) (result, error) {
 	r := rand.New(rand.NewPCG(seed, 1))
-	res := result{Seed: seed, Faults: []string{"failover"}}
+	res := result{Seed: seed, Faults: []string{failover}}
 	w := g.w
 	g.forked = true // from now on, what was seen may turn out not to be
 	ctx, stop := context.WithCancel(w.ctx)
@@ -28,8 +28,22 @@ func (g *generation) failover(seed uint64, from []kind) (result, error) {
 	}
 	pause(300*time.Millisecond, 700*time.Millisecond)
 
-	// The standby gets nothing any more.
+	// The standby has what was acknowledged up to here, and gets nothing any more.
 	g.writers.lossy.Store(true)
+	var lsn string
+	if err := w.db().QueryRow(w.ctx, "SELECT pg_current_wal_flush_lsn()::text").Scan(&lsn); err != nil {
+		return res, err
+	}
+	if err := w.eventually(20*time.Second, func() error {
+		var has bool
+		err := w.db().QueryRow(w.ctx, "SELECT coalesce(bool_and(flush_lsn >= $1::pg_lsn), false) FROM pg_stat_replication", lsn).Scan(&has)
+		if err == nil && !has {
+			err = fmt.Errorf("the standby has not got to %s", lsn)
+		}
+		return err
+	}); err != nil {
+		return res, err
+	}
 	for _, sql := range []string{"ALTER SYSTEM SET primary_conninfo = ''", "SELECT pg_reload_conf()"} {
 		if err := execOn(w.ctx, w.replica, sql); err != nil {
 			return res, err
@@ -101,9 +115,10 @@ func (g *generation) failover(seed uint64, from []kind) (result, error) {
 		w.log.add("FAULT", "SIGCONT of all workers")
 	}
 	faults := schedule(w, seed, from, g.topics)
-	g.faults = faults
+	g.faults = nil
 	var breaking sync.WaitGroup
 	if r.IntN(3) == 0 && len(faults) > 0 {
+		g.faults = faults[:1]
 		breaking.Go(faults[0].run)
 	}
 	pause(700*time.Millisecond, 1200*time.Millisecond)
@@ -131,6 +146,12 @@ func (g *generation) failover(seed uint64, from []kind) (result, error) {
 	g.verify(ev)
 	first, last := g.waits(ev, lost, wrote)
 	res.First, res.Last, res.Held = quantile(first, 1), quantile(last, 1), time.Millisecond
+	res.Again, res.AllAgain = g.recovery(ev, lost, wrote)
+	for _, f := range g.faults {
+		if f.err == nil {
+			res.Faults = append(res.Faults, f.kind.name)
+		}
+	}
 	res.Lost, res.Astray, res.Resets = g.lost, g.astray, g.resets
 	if g.lost == 0 || g.astray == 0 {
 		w.log.add("round", "nothing was lost, or nobody saw it: the round proves little")
