@@ -40,6 +40,7 @@ const (
 type link struct {
 	client, target *net.TCPConn // target is nil until dialed
 	cut            bool
+	budget         int // bytes of answers before it is closed; below zero: no limit
 }
 
 // NewProxy starts a proxy for a target: host:port, or a URL whose host is meant. It ends with the test.
@@ -133,6 +134,16 @@ func (p *Proxy) Blackhole() { p.set(false, [2]bool{true, true}) }
 // lost although the target has done what it was asked.
 func (p *Proxy) HoldReplies() { p.set(false, [2]bool{toClient: true}) }
 
+// CutAfter forwards n more bytes of answers on each connection that is open, and closes it in the midst of what it says
+// then. New ones are forwarded as before.
+func (p *Proxy) CutAfter(n int) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for l := range p.links {
+		l.budget = n
+	}
+}
+
 // Resume forwards again, also what was held.
 func (p *Proxy) Resume() { p.set(false, [2]bool{}) }
 
@@ -191,7 +202,7 @@ func (p *Proxy) accept() {
 		if err != nil {
 			return
 		}
-		l := &link{client: conn.(*net.TCPConn)}
+		l := &link{budget: -1, client: conn.(*net.TCPConn)}
 		p.mu.Lock()
 		p.accepted++
 		p.links[l] = struct{}{}
@@ -254,11 +265,21 @@ func (p *Proxy) pump(l *link, d direction, from, to *net.TCPConn) {
 		if !p.pass(l, d) {
 			return
 		}
-		if n > 0 {
-			if _, err := to.Write(buf[:n]); err != nil {
+		allowed, last := n, false
+		if d == toClient {
+			allowed, last = p.spend(l, n)
+		}
+		if allowed > 0 {
+			if _, err := to.Write(buf[:allowed]); err != nil {
 				p.broken(l)
 				return
 			}
+		}
+		if last {
+			p.mu.Lock()
+			p.end(l, false) // in order: what was forwarded arrives
+			p.mu.Unlock()
+			return
 		}
 		if errors.Is(err, io.EOF) {
 			to.CloseWrite()
@@ -269,6 +290,20 @@ func (p *Proxy) pump(l *link, d direction, from, to *net.TCPConn) {
 			return
 		}
 	}
+}
+
+// spend takes n bytes of answers off a connection's budget, and says how many may go. last: there were more.
+func (p *Proxy) spend(l *link, n int) (allowed int, last bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	switch {
+	case l.budget < 0:
+		return n, false
+	case n > l.budget:
+		return l.budget, true
+	}
+	l.budget -= n
+	return n, false
 }
 
 // pass waits while a direction is held. False: the connection was cut.
