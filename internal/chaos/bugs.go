@@ -90,7 +90,7 @@ var bugs = []bug{
 		name: "pending-across-epochs", about: "a client keeps ids pending although another history gives them again",
 		patches: []patch{{"internal/chaos/client.go",
 			"if epoch == \"\" || epoch == r.epoch || len(r.left) == 0 {", "if true {"}},
-		standby: true, rounds: 12, caughtAs: []string{"state-differs"},
+		standby: true, rounds: 8, caughtAs: []string{"state-differs"},
 	},
 	{
 		name: "set-aside-in-memory", about: "a topic that was refused counts as published, and only this process knows that it is not",

@@ -101,7 +101,12 @@ that of any commit acknowledged since the fault began, until the first client ha
 | fault | times | alone | first client p50 | p99 | max | all clients p50 | p99 | max | longest wait p50 | p99 | max |
 |---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|
 `)
+	var never []string
 	for _, name := range keys(counts) {
+		if counts[name] == 0 {
+			never = append(never, name)
+			continue
+		}
 		fmt.Fprintf(&b, "| %s | %d | %d |", name, counts[name], len(alone[name]))
 		for _, of := range []func(result) time.Duration{
 			func(r result) time.Duration { return r.Again },
@@ -118,6 +123,9 @@ that of any commit acknowledged since the fault began, until the first client ha
 			fmt.Fprintf(&b, " %s | %s | %s |", ms(all, 0.5), ms(all, 0.99), ms(all, 1))
 		}
 		b.WriteByte('\n')
+	}
+	if never != nil {
+		fmt.Fprintf(&b, "\nNever: %s.\n", strings.Join(never, ", "))
 	}
 	b.WriteByte('\n')
 	return b.String()

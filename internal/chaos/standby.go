@@ -27,6 +27,22 @@ func (g *generation) failover(seed uint64, from []kind) (result, error) {
 		time.Sleep(least + time.Duration(r.Int64N(int64(most-least)))) // part of the schedule
 	}
 	pause(300*time.Millisecond, 700*time.Millisecond)
+	stopWorkers := func() {
+		for _, p := range w.of("worker") {
+			p.signal(syscall.SIGSTOP)
+		}
+		w.log.add("FAULT", "SIGSTOP of all workers")
+	}
+	cutClients := func() {
+		for _, p := range w.of("broadcaster") {
+			p.clients.Cut()
+		}
+	}
+	// In every third one, all that is lost has never been sequenced.
+	unsequenced := rand.New(rand.NewPCG(seed, 2)).IntN(3) == 0
+	if unsequenced {
+		stopWorkers()
+	}
 
 	// The standby has what was acknowledged up to here, and gets nothing any more.
 	g.writers.lossy.Store(true)
@@ -61,7 +77,7 @@ func (g *generation) failover(seed uint64, from []kind) (result, error) {
 	w.log.add("FAULT", "the standby is cut off")
 
 	// What will be lost: events, sometimes an epoch, sometimes events that were never sequenced but are in snapshots.
-	if r.IntN(2) == 0 {
+	if r.IntN(2) == 0 && !unsequenced {
 		var name string
 		if err := w.db().QueryRow(w.ctx, "SELECT commitcast.begin_epoch(NULL, 'to be lost')").Scan(&name); err != nil {
 			return res, err
@@ -69,17 +85,16 @@ func (g *generation) failover(seed uint64, from []kind) (result, error) {
 		w.log.add("FAULT", "epoch %s begins, and will be lost", name)
 	}
 	pause(100*time.Millisecond, 400*time.Millisecond)
-	stopped := r.IntN(2) == 0
-	if stopped {
-		for _, p := range w.of("worker") {
-			p.signal(syscall.SIGSTOP)
+	stopped := r.IntN(2) == 0 || unsequenced
+	switch {
+	case unsequenced:
+		if err := g.pendEverywhere(cutClients); err != nil {
+			return res, err
 		}
-		w.log.add("FAULT", "SIGSTOP of all workers")
+	case stopped:
+		stopWorkers()
 		pause(200*time.Millisecond, 500*time.Millisecond)
-		// Clients whose snapshots hold what is pending now.
-		for _, p := range w.of("broadcaster") {
-			p.clients.Cut()
-		}
+		cutClients() // some come back by snapshots that hold what is pending now
 		pause(200*time.Millisecond, 500*time.Millisecond)
 	}
 
@@ -161,6 +176,36 @@ func (g *generation) failover(seed uint64, from []kind) (result, error) {
 	}
 	w.replica, err = w.postgres.Replica(w.ctx)
 	return res, err
+}
+
+// pendEverywhere has every client hold, in every topic, ids of events that have no offset and will be lost. They are more
+// than the 32 that a sequence is logged ahead, so that the promoted standby gives the same ids again.
+func (g *generation) pendEverywhere(cutClients func()) error {
+	for range 12 {
+		if err := g.writers.each(); err != nil {
+			return err
+		}
+	}
+	began := time.Now()
+	g.anew.Store(true)
+	defer g.anew.Store(false)
+	cutClients()
+	return g.w.eventually(20*time.Second, func() error {
+		for _, c := range g.clients {
+			c.mu.Lock()
+			held := 0
+			for _, r := range c.state {
+				if r.began.After(began) && len(r.left) > 0 {
+					held++
+				}
+			}
+			c.mu.Unlock()
+			if held < len(g.topics) {
+				return fmt.Errorf("%s holds pending ids of %d topics", c.name, held)
+			}
+		}
+		return nil
+	})
 }
 
 // execOn runs a statement on a server.
