@@ -1,5 +1,7 @@
 package main
 
+import "time"
+
 // bug is a mistake that somebody could make in the product, or in a client, as a patch of the source. The checker must
 // catch it: that is how the checker itself is checked.
 type bug struct {
@@ -9,8 +11,9 @@ type bug struct {
 	// faults are the kinds that bring it out, as for -faults; "" for all. quiet rounds come in any case.
 	faults  string
 	standby bool
-	rounds  int // at most, of one try; default 10
-	renew   int // as for -renew
+	rounds  int           // at most, of one try; default 10
+	renew   int           // as for -renew
+	hold    time.Duration // as for -hold
 	// caughtAs are the violations that may tell of it, any one of them.
 	caughtAs []string
 	// fast: it is caught within seconds, and so part of every test run.
@@ -130,7 +133,7 @@ var bugs = []bug{
 	{
 		name: "down-ignored", about: "a broadcaster does not notice that push is down",
 		patches: []patch{{"broadcaster/topic.go", "	b.pushTried.Store(true)\n	if b.pushUp.Swap(false) {", "	if true {\n		return\n	}\n	b.pushTried.Store(true)\n	if b.pushUp.Swap(false) {"}},
-		faults:  "redis-kill", rounds: 60, caughtAs: []string{"polling-slow", "push-stays-down"},
+		faults:  "redis-kill", hold: 4 * time.Second, rounds: 7, caughtAs: []string{"polling-slow", "push-stays-down"},
 	},
 	{
 		name: "subscriptions-not-rebuilt", about: "a new connection to Redis subscribes to nothing that the old one had",
@@ -140,7 +143,7 @@ var bugs = []bug{
 	{
 		name: "heads-never-polled", about: "a broadcaster asks for heads only when something else tells it to",
 		patches: []patch{{"broadcaster/heads.go", "		case <-timer.C:\n", "		case <-timer.C:\n			continue\n"}},
-		faults:  "redis-kill,redis-refuse", rounds: 60, caughtAs: []string{"polling-slow", "stalled"},
+		faults:  "redis-kill", hold: 4 * time.Second, rounds: 7, caughtAs: []string{"polling-slow", "stalled"},
 	},
 	{
 		name: "order-by-begin", about: "offsets follow the time at which transactions began",

@@ -85,7 +85,8 @@ func kindNamed(name string) (kind, bool) {
 const quietEvery = 8
 
 // schedule is what one round does. It follows from the seed alone, and from the kinds to choose from.
-func schedule(w *world, seed uint64, from []kind, topics []string) []*fault {
+// hold, if not 0, is for how long its fault holds, which is then the only one.
+func schedule(w *world, seed uint64, from []kind, topics []string, hold time.Duration) []*fault {
 	r := rand.New(rand.NewPCG(seed, 0))
 	if seed%quietEvery == 0 || len(from) == 0 {
 		return nil
@@ -96,6 +97,9 @@ func schedule(w *world, seed uint64, from []kind, topics []string) []*fault {
 		n = 3
 	case x < 0.6:
 		n = 2
+	}
+	if hold > 0 {
+		n = 1
 	}
 	var all []*fault
 	for range n {
@@ -108,6 +112,9 @@ func schedule(w *world, seed uint64, from []kind, topics []string) []*fault {
 			f.hold = 700*time.Millisecond + time.Duration(r.Int64N(int64(800*time.Millisecond)))
 		default:
 			f.hold = 100*time.Millisecond + time.Duration(r.Int64N(int64(500*time.Millisecond)))
+		}
+		if hold > 0 {
+			f.hold = hold
 		}
 		all = append(all, f)
 	}

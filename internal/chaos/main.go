@@ -23,6 +23,7 @@ type options struct {
 	seed      uint64
 	limit     time.Duration
 	faults    string
+	hold      time.Duration
 	clients   int
 	renew     int
 	standby   bool
@@ -44,6 +45,7 @@ func main() {
 	flag.Uint64Var(&o.seed, "seed", 1, "seed of the first round; each further one has the next")
 	flag.DurationVar(&o.limit, "for", 0, "begin no round after this time; 0: no limit")
 	flag.StringVar(&o.faults, "faults", "all", "kinds of fault to draw from, with commas; all; none")
+	flag.DurationVar(&o.hold, "hold", 0, "one fault a round, which holds so long; 0: as drawn")
 	flag.IntVar(&o.clients, "clients", 8, "how many clients, a quarter of them steady")
 	flag.IntVar(&o.renew, "renew", 10, "after how many rounds topics and clients are new")
 	flag.BoolVar(&o.standby, "standby", false, "rounds of failovers to a standby that lost acknowledged commits")
@@ -150,7 +152,7 @@ func session(ctx context.Context, o options, from []kind, seed uint64, rounds in
 				return n, 0, err
 			}
 		} else {
-			res = g.round(s, schedule(w, s, from, g.topics))
+			res = g.round(s, schedule(w, s, from, g.topics, o.hold))
 		}
 		n++
 		rec.Rounds = append(rec.Rounds, res)

@@ -129,7 +129,7 @@ func (g *generation) failover(seed uint64, from []kind) (result, error) {
 		}
 		w.log.add("FAULT", "SIGCONT of all workers")
 	}
-	faults := schedule(w, seed, from, g.topics)
+	faults := schedule(w, seed, from, g.topics, 0)
 	g.faults = nil
 	var breaking sync.WaitGroup
 	if r.IntN(3) == 0 && len(faults) > 0 {
