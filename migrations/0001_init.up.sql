@@ -64,7 +64,8 @@ CREATE TABLE commitcast.outbox (
     -- than the newest epoch it can see.
     born        timestamptz NOT NULL DEFAULT pg_postmaster_start_time(),
     PRIMARY KEY (partition, id),
-    CONSTRAINT outbox_topic CHECK (topic ~ '^[A-Za-z0-9][A-Za-z0-9._:/-]{0,127}$'),
+    -- Not {0,127}: that takes Postgres longer than the INSERT.
+    CONSTRAINT outbox_topic CHECK (topic ~ '^[A-Za-z0-9][A-Za-z0-9._:/-]*$' AND octet_length(topic) <= 128),
     CONSTRAINT outbox_type CHECK (octet_length(type) BETWEEN 1 AND 128),
     CONSTRAINT outbox_key CHECK (octet_length(key) BETWEEN 1 AND 128),
     CONSTRAINT outbox_data CHECK (octet_length(data::text) <= 262144),
@@ -157,7 +158,7 @@ CREATE FUNCTION commitcast.append(topic text, type text, data json, key text DEF
 DECLARE
     new_id bigint;
 BEGIN
-    IF topic IS NULL OR topic !~ '^[A-Za-z0-9][A-Za-z0-9._:/-]{0,127}$' THEN
+    IF topic IS NULL OR octet_length(topic) > 128 OR topic !~ '^[A-Za-z0-9][A-Za-z0-9._:/-]*$' THEN
         RAISE EXCEPTION 'commitcast: topic "%" does not match ^[A-Za-z0-9][A-Za-z0-9._:/-]{0,127}$',
             left(coalesce(topic, ''), 144) USING ERRCODE = '22023';
     END IF;
@@ -245,86 +246,107 @@ BEGIN
     RETURN new_name;
 END $$;
 
--- sequence: gives offsets to a batch of one partition's committed events: moves them from outbox to journal, in id
--- order, and records how far publishing is confirmed. Returns where the partition stands, not the rows: a client
--- that stops reading must not hold the lock.
--- Called by a drain of the worker, alone in its transaction, at READ COMMITTED.
--- Locks in order: partition row, topic rows (only ever taken under their partition's row).
+-- sequence: gives offsets to committed events of some partitions: moves them from outbox to journal, in id order, and
+-- records how far publishing is confirmed. Returns where each partition stands, not the rows: a client that stops reading
+-- must not hold the locks. At most batch events, shared among the partitions that have any, but always some of each;
+-- more says that a partition may have more. It has nothing to say (null) of a partition whose row somebody else has locked.
+-- Called by the worker's sequencer, alone in its transaction, at READ COMMITTED: once for all drains that wait.
+-- Locks in order: partition rows, none waited for; topic rows (only ever taken under their partition's row).
 -- Invariants: (topic, offset) and (partition, seq) have no holes; published <= seq, and every seq up to published was
 -- answered by the stream; no row will ever be seen in the outbox with an id up to floor.
--- done (published up to here) and safe (see horizon) count only in the epoch in which they were told: after a change of
--- epoch everything is offered again, and ids are given again.
-CREATE FUNCTION commitcast.sequence(p smallint, my_term bigint, batch integer, told_epoch text, done bigint, safe bigint DEFAULT 0)
-    RETURNS TABLE (epoch text, seq bigint, published bigint, term bigint, sequenced integer)
+-- dones (published up to here, for each partition; null tells nothing) and safe (see horizon) count only in the epoch in
+-- which they were told: after a change of epoch everything is offered again, and ids are given again.
+CREATE FUNCTION commitcast.sequence(ps smallint[], my_terms bigint[], batch integer, told_epoch text, dones bigint[], safe bigint)
+    RETURNS TABLE (partition smallint, epoch text, seq bigint, published bigint, term bigint, sequenced integer, more boolean)
     LANGUAGE plpgsql VOLATILE
     AS $$
 #variable_conflict use_column
 DECLARE
-    part commitcast.partition;
-    at timestamptz;
-    n integer := 0;
-    top bigint;
     current text := commitcast.check_epoch();
+    told boolean := told_epoch IS NOT DISTINCT FROM current;
+    work smallint[];
+    locked commitcast.partition[];
+    at timestamptz;
+    most integer;
 BEGIN
-    SELECT * INTO part FROM commitcast.partition WHERE id = p;
-    IF part.term > my_term
-        OR (told_epoch IS DISTINCT FROM current OR coalesce(done, 0) <= part.published AND safe <= part.floor)
-        AND NOT EXISTS (SELECT FROM commitcast.outbox WHERE partition = p AND id > part.floor ORDER BY id LIMIT 1)
-    THEN
-        RETURN QUERY SELECT current, part.seq, part.published, part.term, 0;  -- nothing to write: no lock, no commit record
-        RETURN;
+    work := ARRAY(
+        SELECT q.id FROM unnest(ps, my_terms, dones) AS w (p, my_term, done) JOIN commitcast.partition q ON q.id = w.p
+        WHERE q.term <= w.my_term
+            AND (told AND w.done IS NOT NULL AND (w.done > q.published OR safe > q.floor)
+                OR (SELECT o.id FROM commitcast.outbox o WHERE o.partition = q.id AND o.id > q.floor ORDER BY o.id LIMIT 1) IS NOT NULL));
+    IF cardinality(work) = 0 THEN
+        RETURN QUERY SELECT q.id, current, q.seq, q.published, q.term, 0, false FROM commitcast.partition q WHERE q.id = ANY (ps);
+        RETURN;  -- nothing to write: no lock, no commit record
     END IF;
 
     -- Sequenced events must survive a crash before anyone sees them, whatever the database's default is.
     PERFORM set_config('synchronous_commit', 'on', true);
 
-    -- A statement of its own: the next one must see everything that committed before the lock was granted.
-    SELECT * INTO part FROM commitcast.partition WHERE id = p FOR UPDATE;
-    IF part.term > my_term THEN
-        RETURN QUERY SELECT current, part.seq, part.published, part.term, 0;
-        RETURN;
-    END IF;
-    at := greatest(clock_timestamp(), part.last_sequenced_at);
+    -- A statement of its own: the next one must see everything that committed before the locks were granted. Nobody waits
+    -- for a lock here, since all partitions of a process would wait with it, and could in a circle.
+    locked := ARRAY(
+        SELECT q FROM unnest(ps, my_terms) AS w (p, my_term) JOIN commitcast.partition q ON q.id = w.p
+        WHERE q.id = ANY (work) AND q.term <= w.my_term ORDER BY q.id FOR UPDATE OF q SKIP LOCKED);
+    at := greatest(clock_timestamp(), (SELECT max(last_sequenced_at) FROM unnest(locked)));
+    most := least(batch, greatest(batch / greatest(cardinality(locked), 1), 8));
 
+    RETURN QUERY
     WITH taken AS (
-        DELETE FROM commitcast.outbox o
-        USING (SELECT id FROM commitcast.outbox WHERE partition = p AND id > part.floor ORDER BY id LIMIT batch) b
-        WHERE o.partition = p AND o.id = b.id
-        RETURNING o.*
+        -- By ctid: rows of the outbox never move, and no plan can be worse than looking up just these.
+        DELETE FROM commitcast.outbox WHERE ctid = ANY (ARRAY(
+            SELECT w.ctid FROM unnest(locked) AS q CROSS JOIN LATERAL (
+                SELECT o.ctid FROM commitcast.outbox o WHERE o.partition = q.id AND o.id > q.floor ORDER BY o.id LIMIT most) AS w))
+        RETURNING *
     ), heads AS (
         INSERT INTO commitcast.topic AS t (topic, partition, head, head_epoch)
-        SELECT topic, p, count(*), current FROM taken GROUP BY topic
+        SELECT topic, partition, count(*), current FROM taken GROUP BY topic, partition
         ON CONFLICT (topic) DO UPDATE SET head = t.head + EXCLUDED.head, head_epoch = EXCLUDED.head_epoch
         RETURNING t.topic, t.head
     ), numbered AS (
         SELECT taken.*,
-            row_number() OVER (ORDER BY id) AS nth,
+            row_number() OVER (PARTITION BY partition ORDER BY id) AS nth,
             row_number() OVER (PARTITION BY topic ORDER BY id) - count(*) OVER (PARTITION BY topic) AS back
         FROM taken
     ), moved AS (
         INSERT INTO commitcast.journal
             (topic, "offset", epoch, partition, seq, id, type, key, data, headers, created_at, sequenced_at)
-        SELECT topic, heads.head + back, current, p, part.seq + nth, id, type, key, data, headers, created_at, at
-        FROM numbered JOIN heads USING (topic)
-        ORDER BY nth
-        RETURNING id
+        SELECT n.topic, heads.head + back, current, n.partition, q.seq + nth, n.id, type, key, data, headers, created_at, at
+        FROM numbered n JOIN heads USING (topic) JOIN unnest(locked) AS q ON q.id = n.partition
+        ORDER BY n.partition, nth
+        RETURNING partition, id
+    ), counted AS (
+        SELECT partition, count(*)::integer AS n, max(id) AS top FROM moved GROUP BY partition
+    ), stands AS (
+        UPDATE commitcast.partition q
+        SET seq = q.seq + coalesce(c.n, 0),
+            last_sequenced_at = at,
+            published = CASE WHEN told THEN least(greatest(w.done, q.published), q.seq) ELSE q.published END,
+            -- Nothing is left up to the last row taken, or at all. What comes later has an id above safe.
+            floor = CASE WHEN NOT told OR w.done IS NULL THEN q.floor
+                WHEN coalesce(c.n, 0) < most THEN greatest(q.floor, safe)
+                WHEN c.n > 0 THEN greatest(q.floor, least(safe, c.top))
+                ELSE q.floor END
+        FROM unnest(ps, dones) AS w (p, done)
+            JOIN unnest(locked) AS l ON l.id = w.p
+            LEFT JOIN counted c ON c.partition = w.p
+        WHERE q.id = w.p
+        RETURNING q.id, q.seq, q.published, q.term, coalesce(c.n, 0) AS n
     )
-    SELECT count(*), max(id) INTO n, top FROM moved;
-
-    IF told_epoch = current THEN
-        part.published := least(greatest(done, part.published), part.seq);
-        -- Nothing is left up to the last row taken, or at all. What comes later has an id above safe.
-        IF n < batch THEN
-            part.floor := greatest(part.floor, safe);
-        ELSIF n > 0 THEN
-            part.floor := greatest(part.floor, least(safe, top));
-        END IF;
-    END IF;
-    part.seq := part.seq + n;
-    UPDATE commitcast.partition SET seq = part.seq, published = part.published, floor = part.floor, last_sequenced_at = at
-    WHERE id = p;
-    RETURN QUERY SELECT current, part.seq, part.published, part.term, n;
+    SELECT s.id, current, s.seq, s.published, s.term, s.n, s.n = most AND s.n > 0 FROM stands s
+    UNION ALL
+    SELECT q.id, current, q.seq, q.published, q.term, CASE WHEN q.id = ANY (work) AND q.term <= w.my_term THEN NULL ELSE 0 END, false
+    FROM unnest(ps, my_terms) AS w (p, my_term) JOIN commitcast.partition q ON q.id = w.p
+    WHERE NOT EXISTS (SELECT FROM unnest(locked) AS l WHERE l.id = w.p);
 END $$;
+
+-- sequence: the same for one partition, by hand.
+CREATE FUNCTION commitcast.sequence(p smallint, my_term bigint, batch integer, told_epoch text, done bigint)
+    RETURNS TABLE (epoch text, seq bigint, published bigint, term bigint, sequenced integer)
+    LANGUAGE sql VOLATILE
+    AS $$
+    SELECT epoch, seq, published, term, sequenced
+    FROM commitcast.sequence(ARRAY[p], ARRAY[my_term], batch, told_epoch, ARRAY[done], 0)
+    $$;
 
 -- horizon: the newest event id that was given, and who may still commit rows with that id or an earlier one: the
 -- transactions that hold the lock of a writer on the outbox. Once all of these have ended, every row with an id up to

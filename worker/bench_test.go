@@ -110,8 +110,7 @@ func BenchmarkBareHops(b *testing.B) {
 	}
 	var took []time.Duration
 	var n int64
-	var at standing
-	var rows collector
+	turns := []*turn{{partition: 3, tell: true, epoch: epoch, limit: 1000}}
 	for b.Loop() {
 		n++
 		bb.append(topic, `{"a":1}`)
@@ -120,15 +119,18 @@ func BenchmarkBareHops(b *testing.B) {
 		if _, err := listening.WaitForNotification(ctx); err != nil {
 			b.Fatal(err)
 		}
-		rows.reset()
+		t := turns[0]
+		t.done, t.cursor, t.since = n-1, n-1, t.rows.lastAt
+		t.rows.reset()
 		p := own.conn.StartPipeline(ctx)
-		own.sendSequence(p, 3, 0, 1000, report{epoch, n - 1, 0})
-		own.sendRead(p, 3, n-1, rows.lastAt, 1000, readBytes)
-		if err := errors.Join(p.Flush(), nextResult(p, at.scan), nextResult(p, rows.add), p.Close()); err != nil {
+		own.sendSequence(p, turns, 1000, epoch, 0)
+		own.sendRead(p, turns, readBytes)
+		if err := errors.Join(p.Flush(), nextResult(p, func(v [][]byte) error { return t.at.scan(v[1:]) }),
+			nextResult(p, func(v [][]byte) error { return t.rows.add(v[1:]) }), p.Close()); err != nil {
 			b.Fatal(err)
 		}
 		if _, err := bb.stream.Publish(ctx, []stream.Offer{{Run: stream.Run{
-			Channel: stream.Channel{Epoch: epoch, Partition: 3, Topic: topic}, First: n, Frames: rows.finish()[0].frames}}}); err != nil {
+			Channel: stream.Channel{Epoch: epoch, Partition: 3, Topic: topic}, First: n, Frames: t.rows.finish()[0].frames}}}); err != nil {
 			b.Fatal(err)
 		}
 		testkit.Eventually(b, 10*time.Second, func() bool { return sub.reached(topic) >= n }, "event %d", n)

@@ -1,6 +1,7 @@
 package worker
 
 import (
+	"fmt"
 	"time"
 
 	"github.com/commitcast/commitcast/internal/journal"
@@ -45,6 +46,9 @@ func (c *collector) add(values [][]byte) error {
 	row := &c.row
 	if err := c.scanner.Scan(row, values); err != nil {
 		return err
+	}
+	if len(c.frames) > 0 && row.Seq <= c.lastSeq {
+		return fmt.Errorf("the journal was read out of order: seq %d after %d", row.Seq, c.lastSeq)
 	}
 	i, ok := c.byTopic[row.Topic]
 	if !ok || c.runs[i].next != row.Offset {

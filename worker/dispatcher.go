@@ -72,7 +72,6 @@ func (d *dispatcher) run(ctx context.Context) {
 		sctx, cancel := context.WithTimeout(ctx, sweepTimeout)
 		err := d.sweep(sctx)
 		cancel()
-		d.w.owners.expire()
 		if ctx.Err() != nil {
 			return
 		}

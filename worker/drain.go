@@ -15,20 +15,24 @@ import (
 )
 
 const (
-	// pingEvery is how often an idle drain asks Postgres something. It is its sign of life, well within silentAfter and
-	// ownerIdle, and finds what neither a wake-up nor a sweep of the dispatcher has told.
+	// pingEvery is how often an idle drain asks Postgres something, all drains at the same moments, so that they share the
+	// round trip. It is their sign of life, well within silentAfter and ownerIdle, and tells who was passed by a newer term.
 	pingEvery = 250 * time.Millisecond
-	// slotWait is how long a drain waits for its turn to go to Postgres, at most: a partition whose lock is held by a
-	// stranger must not stop the others.
-	slotWait = 20 * time.Millisecond
+	// contestedWait is how soon a partition is tried again whose row somebody else had locked: as long as sequencing a
+	// batch takes.
+	contestedWait = 5 * time.Millisecond
 	// reportEvery is how often, at most, the watermark goes along with a batch; reportAfter is when it goes alone.
 	reportEvery = 25 * time.Millisecond
 	reportAfter = 100 * time.Millisecond
-	// readRows and readBytes bound one read of the journal. A drain holds up to three reads in memory.
-	readRows  = 1000
-	readBytes = 8 << 20
+	// readRows and readBytes bound one read of the journal; partitions that read in the same round trip share readBytes, but
+	// have readBytesLeast each. A drain holds up to three reads in memory.
+	readRows       = 1000
+	readBytes      = 8 << 20
+	readBytesLeast = 256 << 10
 	// readLeast is how many rows are read at least, however large events are: 256 KiB each make readBytes.
 	readLeast = 32
+	// releaseTimeout bounds waiting for the lock to be given up.
+	releaseTimeout = 2 * time.Second
 	// handOverWithin is how long an aged drain waits to be passed by the next term that it has ordered.
 	handOverWithin = 5 * time.Second
 	// stuckAfter is when a call to the stream, which has a timeout, is taken for hung.
@@ -47,9 +51,9 @@ type drain struct {
 	inTouch   atomic.Int64 // UnixNano of the last answer from Postgres
 	asked     atomic.Int64 // UnixNano of the last question to it; 0 while one is under way or about to be
 
-	own  *owner
-	pub  *publisher
-	rows collector
+	sequencer *sequencer
+	turn      *turn
+	pub       *publisher
 
 	at         standing         // as Postgres last said
 	gen        uint64           // of the batches sent to the publisher
@@ -60,7 +64,6 @@ type drain struct {
 	done       int64            // published in this epoch, as the publisher last said
 	readable   bool             // the publisher takes batches
 	lastWork   time.Time        // something was sequenced, read or confirmed
-	lastAsked  time.Time        // Postgres was asked
 	lastRound  time.Time        // it had answered
 	lastReport time.Time        // the watermark went along
 }
@@ -84,7 +87,7 @@ func (w *Worker) drain(ctx context.Context, partition int16, term int64) (why st
 
 	defer func() {
 		panicked := recover() // River's to handle, once the connection is closed
-		d.release(panicked != nil)
+		d.release()
 		if panicked != nil {
 			err = errors.New("panic")
 		}
@@ -101,10 +104,6 @@ func (w *Worker) drain(ctx context.Context, partition int16, term int64) (why st
 	case !began:
 		return endPassed, nil
 	}
-	// A cancelled job must not wait for the server.
-	stop := context.AfterFunc(ctx, func() { _ = d.own.conn.Conn().SetDeadline(time.Unix(1, 0)) })
-	defer stop()
-
 	w.metrics.drains.Inc()
 	defer w.metrics.drains.Dec()
 	w.hub.enter(d)
@@ -123,58 +122,36 @@ func (w *Worker) drain(ctx context.Context, partition int16, term int64) (why st
 	return why, nil
 }
 
-// begin takes a connection, the lock and the term. False: this term is not to be drained here.
+// begin takes the lock and the term. False: this term is not to be drained here.
 func (d *drain) begin(ctx context.Context) (bool, error) {
+	var err error
 	for {
-		own, reused, err := d.w.owners.get(ctx)
-		if err != nil {
-			return false, err
+		d.sequencer = d.w.sequencing()
+		d.turn = &turn{
+			partition: d.partition, term: d.term, begin: true, batch: d.w.cfg.Batch, wake: d.wake, answered: make(chan struct{}, 1),
 		}
-		began, err := d.beginOn(own)
-		var pgErr *pgconn.PgError
-		if err != nil && reused && !errors.As(err, &pgErr) && ctx.Err() == nil {
-			own.close() // it had died while nobody used it
-			continue
-		}
-		d.own = own
-		return began, err
-	}
-}
-
-func (d *drain) beginOn(own *owner) (began bool, err error) {
-	if err := own.deadline(roundTimeout); err != nil {
-		return false, err
-	}
-	p := own.conn.StartPipeline(context.Background())
-	own.sendBegin(p, d.partition, d.term)
-	own.sendSequence(p, d.partition, d.term, d.w.cfg.Batch, report{})
-	err = p.Flush()
-	if err == nil {
-		err = nextResult(p, func(v [][]byte) error {
-			began = len(v) == 1 && len(v[0]) == 1 && v[0][0] == 1
-			return nil
-		})
-	}
-	if err == nil {
-		err = nextResult(p, d.at.scan)
-		if pgErr := new(pgconn.PgError); errors.As(err, &pgErr) && !isFatal(pgErr) {
-			d.at, err = standing{}, nil // the first round meets it again, and deals with it
+		actx, cancel := context.WithTimeoutCause(ctx, 2*silentAfter, errNoAnswer)
+		err = d.sequencer.ask(actx, d.turn)
+		cancel()
+		if !errors.Is(err, errNoAnswer) || d.sequencer.silentFor() <= silentAfter {
+			break
 		}
 	}
-	if cerr := p.Close(); err == nil {
-		err = cerr
+	if pgErr := new(pgconn.PgError); errors.As(err, &pgErr) && !isFatal(pgErr) && d.turn.began {
+		d.turn.at, err = standing{}, nil // the first round meets it again, and deals with it
 	}
 	if err != nil {
 		return false, err
 	}
+	d.turn.begin = false
+	d.at = d.turn.at
 	now := time.Now()
 	d.inTouch.Store(now.UnixNano())
-	d.w.metrics.sequenced.Add(float64(d.at.sequenced))
 	d.lastWork, d.lastRound, d.lastReport = now, now, now
 	// The drain before may have been lost between offering these and hearing the answer.
 	d.announceTo = d.at.seq
 	d.restart(d.at.published)
-	return began, nil
+	return d.turn.began, nil
 }
 
 // restart reads again from a seq on, in a new generation.
@@ -183,15 +160,16 @@ func (d *drain) restart(from int64) {
 	d.cursor, d.done, d.since = from, from, journal.MinusInfinity
 }
 
-// release gives up the lock: with the connection, if that cannot be used again.
-func (d *drain) release(broken bool) {
-	switch {
-	case d.own == nil:
-	case broken || d.own.unlock() != nil:
-		d.own.close()
-	default:
-		d.w.owners.put(d.own)
+// release gives up the lock, if it was taken. Whoever asks next has it free.
+func (d *drain) release() {
+	if d.turn == nil {
+		return
 	}
+	ctx, cancel := context.WithTimeout(context.Background(), releaseTimeout)
+	defer cancel()
+	// A turn of its own: the sequencer may still be busy with one that was not waited for. Without an answer the session is
+	// in trouble, and the lock goes with it.
+	_ = d.sequencer.ask(ctx, &turn{partition: d.partition, term: d.term, end: true, answered: make(chan struct{}, 1)})
 }
 
 // loop drains until there is a reason to end.
@@ -208,7 +186,7 @@ func (d *drain) loop(ctx context.Context) (why string, err error) {
 	for {
 		d.follow(d.pub.progress())
 		if stopping == nil && d.settled() {
-			_, err := d.round(0, true, false)
+			_, err := d.round(ctx, 0, true, false)
 			return endStopped, err
 		}
 		now := time.Now()
@@ -216,16 +194,14 @@ func (d *drain) loop(ctx context.Context) (why string, err error) {
 		if stopping == nil {
 			batch = 0
 		}
-		full := batch > 0 && d.at.sequenced == batch
+		full := batch > 0 && d.at.more
 		read := d.at.epoch != "" && d.readable && d.pub.ready() && (woken || full || d.cursor < d.at.seq)
 		alone := d.done > d.at.published && now.Sub(d.lastWork) >= reportAfter
-		ping := now.Sub(d.lastRound) >= pingEvery
+		ping := now.Sub(d.lastRound) >= d.nextPing()
 		if woken || full || alone || ping || read {
-			free := d.slot()
 			tell := full || alone || now.Sub(d.lastReport) >= reportEvery && (woken || read)
-			more, err := d.round(batch, tell, read)
-			free()
-			woken = false
+			more, err := d.round(ctx, batch, tell, read)
+			woken = d.at.contested
 			if err != nil {
 				if failures++; failures > maxSQLFailures || !d.recoverFrom(ctx, err, failures) {
 					return "", err
@@ -237,7 +213,7 @@ func (d *drain) loop(ctx context.Context) (why string, err error) {
 			if d.at.term > d.term {
 				return endPassed, nil
 			}
-			if more {
+			if more && !d.at.contested {
 				continue
 			}
 		}
@@ -248,12 +224,10 @@ func (d *drain) loop(ctx context.Context) (why string, err error) {
 			return "", errors.New("a call to the stream does not return")
 		case d.pub.panicked.Load() != nil:
 			return "", *d.pub.panicked.Load()
-		case d.at.seq == d.at.published && now.Sub(d.lastWork) >= d.w.cfg.Linger:
+		case d.at.seq == d.at.published && !woken && now.Sub(d.lastWork) >= d.w.cfg.Linger:
 			// Sweeps need not step over what this drain took out of the outbox.
-			free := d.slot()
-			more, err := d.round(batch, true, false)
-			free()
-			if err != nil || !more && d.at.sequenced == 0 {
+			more, err := d.round(ctx, batch, true, false)
+			if err != nil || !more && d.at.sequenced == 0 && !d.at.contested {
 				return endIdle, err
 			}
 		case handed.IsZero() && now.After(aged) && stopping != nil:
@@ -269,8 +243,10 @@ func (d *drain) loop(ctx context.Context) (why string, err error) {
 			return endAged, nil
 		}
 
-		wait := pingEvery - now.Sub(d.lastRound)
+		wait := d.nextPing() - now.Sub(d.lastRound)
 		switch {
+		case woken: // contested
+			wait = contestedWait
 		case d.done > d.at.published:
 			wait = min(wait, reportAfter-now.Sub(d.lastWork))
 		case d.at.seq == d.at.published:
@@ -290,23 +266,9 @@ func (d *drain) loop(ctx context.Context) (why string, err error) {
 	}
 }
 
-// slot waits for this drain's turn to go to Postgres and returns what ends it. Few rounds at once, each with more
-// events, cost the database less than many at once, and it has the writers to serve as well; without load nobody waits.
-func (d *drain) slot() (free func()) {
-	d.asked.Store(0)
-	noted := func() { d.asked.Store(d.lastAsked.UnixNano()) }
-	select {
-	case d.w.slots <- struct{}{}:
-	default:
-		timer := time.NewTimer(slotWait)
-		defer timer.Stop()
-		select {
-		case d.w.slots <- struct{}{}:
-		case <-timer.C:
-			return noted
-		}
-	}
-	return func() { noted(); <-d.w.slots }
+// nextPing is how long after the last round an idle drain asks again.
+func (d *drain) nextPing() time.Duration {
+	return pingEvery - time.Duration(d.lastRound.UnixNano()%int64(pingEvery))
 }
 
 // settled: everything that was sequenced has been offered once, or cannot be now.
@@ -327,45 +289,24 @@ func (d *drain) follow(prog progress) {
 	d.readable = d.gen > prog.dead && !prog.down
 }
 
-// round sequences a batch and, if read is set, reads what there is and hands it to the publisher: one round trip. With
-// tell it says how far publishing is, and the horizon. More says that another round would find work.
-func (d *drain) round(batch int, tell, read bool) (more bool, err error) {
-	start := time.Now()
-	d.lastAsked = start
-	var told report
-	if tell {
-		told = report{d.at.epoch, d.done, d.w.horizon.in(d.at.epoch)}
-	}
-	if err := d.own.deadline(roundTimeout); err != nil {
+// round sequences a batch and, if read is set, reads what there is and hands it to the publisher: one round trip, shared with
+// other drains. With tell it says how far publishing is, and the horizon. More says that another round would find work.
+func (d *drain) round(ctx context.Context, batch int, tell, read bool) (more bool, err error) {
+	t := d.turn
+	t.batch, t.tell, t.epoch, t.done = batch, tell, d.at.epoch, d.done
+	t.read, t.cursor, t.since, t.limit = read, d.cursor, d.since, d.limit
+	d.asked.Store(0)
+	if err := d.sequencer.ask(ctx, t); err != nil {
 		return false, err
 	}
-	p := d.own.conn.StartPipeline(context.Background())
-	d.own.sendSequence(p, d.partition, d.term, batch, told)
-	if read {
-		d.own.sendRead(p, d.partition, d.cursor, d.since, d.limit, readBytes)
-		d.rows.reset()
-	}
+	d.asked.Store(t.sent.UnixNano())
 	before := d.at
-	err = p.Flush()
-	if err == nil {
-		err = nextResult(p, d.at.scan)
-		if isSQL := errors.As(err, new(*pgconn.PgError)); read && (err == nil || isSQL) {
-			err = errors.Join(err, nextResult(p, d.rows.add))
-		}
-	}
-	if cerr := p.Close(); err == nil {
-		err = cerr
-	}
-	if err != nil {
-		return false, err
-	}
+	d.at = t.at
 	now := time.Now()
 	d.inTouch.Store(now.UnixNano())
 	d.lastRound = now
 	if d.at.sequenced > 0 {
 		d.lastWork = now
-		d.w.metrics.sequenced.Add(float64(d.at.sequenced))
-		d.w.metrics.sequence.Observe(now.Sub(start).Seconds())
 	}
 	if tell || d.at.published != before.published {
 		d.lastReport = now
@@ -382,12 +323,12 @@ func (d *drain) round(batch int, tell, read bool) (more bool, err error) {
 	if read && d.at.term <= d.term {
 		d.hand(now, before.seq)
 	}
-	return d.at.sequenced == batch && batch > 0 || d.cursor < d.at.seq && d.readable && d.pub.ready(), nil
+	return d.at.more && batch > 0 || d.cursor < d.at.seq && d.readable && d.pub.ready(), nil
 }
 
 // hand gives the rows that were read to the publisher, which is ready. Rows up to seq were there to be read.
 func (d *drain) hand(now time.Time, seq int64) {
-	c := &d.rows
+	c := &d.turn.rows
 	b := batch{gen: d.gen, epoch: d.at.epoch, base: d.done, announce: d.cursor < d.announceTo}
 	switch {
 	case len(c.frames) > 0:
@@ -417,7 +358,7 @@ func (d *drain) hand(now time.Time, seq int64) {
 // recoverFrom deals with a round that failed: true if another may be tried.
 func (d *drain) recoverFrom(ctx context.Context, err error, failures int) bool {
 	var pgErr *pgconn.PgError
-	if !errors.As(err, &pgErr) || isFatal(pgErr) || d.own.conn.IsClosed() || ctx.Err() != nil {
+	if !errors.As(err, &pgErr) || isFatal(pgErr) || ctx.Err() != nil {
 		return false
 	}
 	if pgErr.Code == "23514" { // no partition of relation "journal" found for row

@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"strconv"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -20,6 +19,8 @@ import (
 var (
 	//go:embed begin.sql
 	beginSQL string
+	//go:embed end.sql
+	endSQL string
 	//go:embed sequence.sql
 	sequenceSQL string
 	//go:embed read.sql
@@ -31,7 +32,7 @@ const (
 	// lockClass is the first key of the owners' advisory locks, plus the partition: "CC" in ASCII, times 2^16. The
 	// second key is the term.
 	lockClass = 0x4343_0000
-	// ownerIdle ends the session of an owner that does nothing: one that was stopped, or whose host is gone. A drain
+	// ownerIdle ends the session of an owner that does nothing: one that was stopped, or whose host is gone. Every drain
 	// asks Postgres something every pingEvery.
 	ownerIdle = 3 * time.Second
 	// statementTimeout bounds a batch: longer means that the disk or a lock is in trouble, and trying again shows it.
@@ -40,8 +41,8 @@ const (
 	roundTimeout = 15 * time.Second
 	// connectTimeout bounds connecting, and closing politely.
 	connectTimeout = 5 * time.Second
-	// ownerReuse is how long a connection without an owner is kept for the next drain; well below ownerIdle.
-	ownerReuse = 1500 * time.Millisecond
+	// ownerKept is how long the connection is kept when no drain is left; well below ownerIdle.
+	ownerKept = 1500 * time.Millisecond
 )
 
 // setSession makes a session independent of what the server, the database or the role set as defaults.
@@ -69,6 +70,9 @@ var ownerParams = map[string]string{
 	"synchronous_commit": "on", // an offset that anyone saw must survive a crash
 	// A partition's outbox is empty nearly always, and so its statistics lie.
 	"enable_seqscan": "off",
+	"jit":            "off", // compiling a statement takes longer than any of these
+	// Planning anew for each set of partitions takes longer, too; and no plan is better for knowing them.
+	"plan_cache_mode": "force_generic_plan",
 	// Both bound how long a lost owner keeps its lock.
 	"idle_session_timeout":                millis(ownerIdle),
 	"idle_in_transaction_session_timeout": millis(ownerIdle),
@@ -93,13 +97,12 @@ func (w *Worker) connConfig(ctx context.Context, name string) (*pgx.ConnConfig, 
 	return cfg, nil
 }
 
-// owner is a connection that owns a partition while its session holds the advisory lock.
+// owner is the session by which this process owns partitions: it holds the advisory locks of its drains, and sequences and
+// reads for all of them. Not safe for concurrent use.
 type owner struct {
-	conn           *pgconn.PgConn
-	begin          *pgconn.StatementDescription
-	sequence, read *pgconn.StatementDescription
-	idleSince      time.Time
-	buf            [5][8]byte // parameters of the statement being sent
+	conn                       *pgconn.PgConn
+	begin, end, sequence, read *pgconn.StatementDescription
+	buf                        [6][]byte // parameters of the statement being sent
 }
 
 func (w *Worker) connectOwner(ctx context.Context) (*owner, error) {
@@ -113,18 +116,23 @@ func (w *Worker) connectOwner(ctx context.Context) (*owner, error) {
 		return nil, err
 	}
 	o := &owner{conn: conn}
+	statements := []struct {
+		sd        **pgconn.StatementDescription
+		name, sql string
+	}{{&o.begin, "begin", beginSQL}, {&o.end, "end", endSQL}, {&o.sequence, "sequence", sequenceSQL}, {&o.read, "read", readSQL}}
 	p := conn.StartPipeline(ctx)
-	p.SendPrepare("begin", beginSQL, nil)
-	p.SendPrepare("sequence", sequenceSQL, nil)
-	p.SendPrepare("read", readSQL, nil)
+	for _, s := range statements {
+		p.SendPrepare(s.name, s.sql, nil)
+	}
 	err = p.Sync()
-	for _, sd := range []**pgconn.StatementDescription{&o.begin, &o.sequence, &o.read} {
+	for _, s := range statements {
 		if err != nil {
 			break
 		}
 		var result any
 		if result, err = p.GetResults(); err == nil {
-			*sd = result.(*pgconn.StatementDescription)
+			*s.sd = result.(*pgconn.StatementDescription)
+			(*s.sd).Name = s.name
 		}
 	}
 	err = errors.Join(err, p.Close())
@@ -132,20 +140,7 @@ func (w *Worker) connectOwner(ctx context.Context) (*owner, error) {
 		closeConn(conn)
 		return nil, fmt.Errorf("preparing statements: %w", err)
 	}
-	o.begin.Name, o.sequence.Name, o.read.Name = "begin", "sequence", "read"
 	return o, nil
-}
-
-// unlock gives up every lock of the session, so that another drain can use it.
-func (o *owner) unlock() error {
-	if o.conn.IsClosed() || o.conn.IsBusy() {
-		return errors.New("connection is not usable")
-	}
-	if err := o.deadline(connectTimeout); err != nil {
-		return err
-	}
-	_, err := o.conn.Exec(context.Background(), "SELECT pg_advisory_unlock_all()").ReadAll()
-	return err
 }
 
 func (o *owner) close() { closeConn(o.conn) }
@@ -178,49 +173,89 @@ func (o *owner) sendBegin(p *pgconn.Pipeline, partition int16, term int64) {
 	p.SendPipelineSync()
 }
 
-// report is what sequence() is told, and when nothing, "": both numbers count in their epoch only.
-type report struct {
-	epoch      string
-	done, safe int64 // published up to this seq; no outbox row up to this id is still to come
-}
-
-// sendSequence queues sequence.sql.
-func (o *owner) sendSequence(p *pgconn.Pipeline, partition int16, term int64, batch int, told report) {
-	b := &o.buf
-	p.SendQueryStatement(o.sequence, [][]byte{
-		binary.BigEndian.AppendUint16(b[0][:0], uint16(partition)),
-		binary.BigEndian.AppendUint64(b[1][:0], uint64(term)),
-		binary.BigEndian.AppendUint32(b[2][:0], uint32(batch)),
-		[]byte(told.epoch),
-		binary.BigEndian.AppendUint64(b[3][:0], uint64(told.done)),
-		binary.BigEndian.AppendUint64(b[4][:0], uint64(told.safe)),
-	}, binaryFormat, binaryFormat)
+// sendEnd queues end.sql.
+func (o *owner) sendEnd(p *pgconn.Pipeline, partition int16, term int64) {
+	class, key := lockKeys(partition, term)
+	p.SendQueryStatement(o.end, [][]byte{class, key}, binaryFormat, binaryFormat)
 	p.SendPipelineSync()
 }
 
-// sendRead queues read.sql.
-func (o *owner) sendRead(p *pgconn.Pipeline, partition int16, after int64, since journal.PgMicros, rows, bytes int) {
+// sendSequence queues sequence.sql for the turns of a round.
+func (o *owner) sendSequence(p *pgconn.Pipeline, turns []*turn, batch int, epoch string, safe int64) {
 	b := &o.buf
-	p.SendQueryStatement(o.read, [][]byte{
-		binary.BigEndian.AppendUint16(b[0][:0], uint16(partition)),
-		binary.BigEndian.AppendUint64(b[1][:0], uint64(after)),
-		binary.BigEndian.AppendUint64(b[2][:0], uint64(since)),
-		binary.BigEndian.AppendUint64(b[3][:0], uint64(rows)),
-		binary.BigEndian.AppendUint64(b[4][:0], uint64(bytes)),
-	}, binaryFormat, binaryFormat)
+	b[0], b[1], b[2] = appendArray(b[0][:0], int2OID, len(turns)), appendArray(b[1][:0], int8OID, len(turns)), appendArray(b[2][:0], int8OID, len(turns))
+	for _, t := range turns {
+		b[0] = appendInt2(b[0], t.partition)
+		b[1] = appendInt8(b[1], t.term)
+		if t.tell && t.epoch == epoch {
+			b[2] = appendInt8(b[2], t.done)
+		} else {
+			b[2] = appendNull(b[2])
+		}
+	}
+	b[3] = binary.BigEndian.AppendUint32(b[3][:0], uint32(batch))
+	b[4] = append(b[4][:0], epoch...)
+	b[5] = binary.BigEndian.AppendUint64(b[5][:0], uint64(safe))
+	p.SendQueryStatement(o.sequence, [][]byte{b[0], b[1], b[3], b[4], b[2], b[5]}, binaryFormat, binaryFormat)
 	p.SendPipelineSync()
 }
+
+// sendRead queues read.sql for the turns that want to read.
+func (o *owner) sendRead(p *pgconn.Pipeline, turns []*turn, bytes int) {
+	b := &o.buf
+	b[0], b[1] = appendArray(b[0][:0], int2OID, len(turns)), appendArray(b[1][:0], int8OID, len(turns))
+	b[2], b[3] = appendArray(b[2][:0], timestamptzOID, len(turns)), appendArray(b[3][:0], int8OID, len(turns))
+	for _, t := range turns {
+		b[0] = appendInt2(b[0], t.partition)
+		b[1] = appendInt8(b[1], t.cursor)
+		b[2] = appendInt8(b[2], int64(t.since))
+		b[3] = appendInt8(b[3], int64(t.limit))
+	}
+	b[4] = binary.BigEndian.AppendUint64(b[4][:0], uint64(bytes))
+	p.SendQueryStatement(o.read, b[:5], binaryFormat, binaryFormat)
+	p.SendPipelineSync()
+}
+
+// Types of array elements.
+const (
+	int2OID        = 21
+	int8OID        = 20
+	timestamptzOID = 1184
+)
+
+// appendArray begins a one-dimensional array of n elements in the binary format; it may have nulls.
+func appendArray(b []byte, oid uint32, n int) []byte {
+	for _, v := range [...]uint32{1, 1, oid, uint32(n), 1} { // dimensions, nulls, element type, length, lower bound
+		b = binary.BigEndian.AppendUint32(b, v)
+	}
+	return b
+}
+
+func appendInt2(b []byte, v int16) []byte {
+	return binary.BigEndian.AppendUint16(binary.BigEndian.AppendUint32(b, 2), uint16(v))
+}
+
+func appendInt8(b []byte, v int64) []byte {
+	return binary.BigEndian.AppendUint64(binary.BigEndian.AppendUint32(b, 8), uint64(v))
+}
+
+func appendNull(b []byte) []byte { return binary.BigEndian.AppendUint32(b, 0xffff_ffff) }
 
 // standing is where a partition stands, as sequence() answers.
 type standing struct {
 	epoch                string
 	seq, published, term int64
 	sequenced            int
+	more                 bool // the outbox may have more of this partition
+	contested            bool // somebody else has the partition's row locked: nothing was done
 }
 
+var errShape = errors.New("sequence() answered with a row of another shape: does the schema fit this binary?")
+
+// scan takes the columns after the partition.
 func (s *standing) scan(v [][]byte) error {
-	if len(v) != 5 || len(v[1]) != 8 || len(v[2]) != 8 || len(v[3]) != 8 || len(v[4]) != 4 {
-		return errors.New("sequence() answered with a row of another shape: does the schema fit this binary?")
+	if len(v) != 6 || len(v[1]) != 8 || len(v[2]) != 8 || len(v[3]) != 8 || v[4] != nil && len(v[4]) != 4 || len(v[5]) != 1 {
+		return errShape
 	}
 	if s.epoch != string(v[0]) {
 		s.epoch = string(v[0])
@@ -228,7 +263,11 @@ func (s *standing) scan(v [][]byte) error {
 	s.seq = int64(binary.BigEndian.Uint64(v[1]))
 	s.published = int64(binary.BigEndian.Uint64(v[2]))
 	s.term = int64(binary.BigEndian.Uint64(v[3]))
-	s.sequenced = int(int32(binary.BigEndian.Uint32(v[4])))
+	s.sequenced, s.contested = 0, v[4] == nil
+	if !s.contested {
+		s.sequenced = int(int32(binary.BigEndian.Uint32(v[4])))
+	}
+	s.more = v[5][0] == 1
 	return nil
 }
 
@@ -259,66 +298,4 @@ func nextResult(p *pgconn.Pipeline, row func(values [][]byte) error) error {
 // isFatal: the server ended the session.
 func isFatal(err *pgconn.PgError) bool {
 	return err.SeverityUnlocalized == "FATAL" || err.SeverityUnlocalized == "PANIC" || strings.HasPrefix(err.Code, "57P")
-}
-
-// ownerPool keeps owner connections for a moment after a drain, since the next drain often follows soon.
-type ownerPool struct {
-	connect func(context.Context) (*owner, error)
-	mu      sync.Mutex
-	idle    []*owner
-	closed  bool
-}
-
-// get hands out a connection that holds no lock.
-func (p *ownerPool) get(ctx context.Context) (o *owner, reused bool, err error) {
-	p.mu.Lock()
-	if n := len(p.idle); n > 0 && time.Since(p.idle[n-1].idleSince) < ownerReuse {
-		o = p.idle[n-1]
-		p.idle = p.idle[:n-1]
-	}
-	p.mu.Unlock()
-	if o != nil {
-		return o, true, nil
-	}
-	o, err = p.connect(ctx)
-	return o, false, err
-}
-
-// put takes back a connection that holds no lock.
-func (p *ownerPool) put(o *owner) {
-	o.idleSince = time.Now()
-	p.mu.Lock()
-	closed := p.closed
-	if !closed {
-		p.idle = append(p.idle, o)
-	}
-	p.mu.Unlock()
-	if closed {
-		o.close()
-	}
-}
-
-// expire closes connections that have waited for too long.
-func (p *ownerPool) expire() {
-	p.mu.Lock()
-	n := 0
-	for n < len(p.idle) && time.Since(p.idle[n].idleSince) >= ownerReuse {
-		n++
-	}
-	old := p.idle[:n:n]
-	p.idle = append([]*owner(nil), p.idle[n:]...)
-	p.mu.Unlock()
-	for _, o := range old {
-		o.close()
-	}
-}
-
-func (p *ownerPool) closeAll() {
-	p.mu.Lock()
-	idle := p.idle
-	p.idle, p.closed = nil, true
-	p.mu.Unlock()
-	for _, o := range idle {
-		o.close()
-	}
 }

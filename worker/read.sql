@@ -1,14 +1,18 @@
--- Called by: a drain, pipelined after sequence(). Locks: none.
--- Events of partition $1 after seq $2: at most $4 rows and about $5 bytes, but always one. $3 is the sequenced_at of
--- seq $2, below which no leaf of the journal needs a look.
-SELECT {columns}
-FROM (
-    SELECT *, sum(octet_length(data::text)) OVER (ORDER BY seq ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS before
+-- Called by: the sequencer, pipelined after sequence(). Locks: none.
+-- Events of partitions $1, each after its seq in $2: at most as many rows as $4 says and about $5 bytes, but always one.
+-- $3 has the sequenced_at of those seqs, below which no leaf of the journal needs a look. Each partition's come by seq.
+SELECT w.p, r.*
+FROM unnest($1::smallint[], $2::bigint[], $3::timestamptz[], $4::bigint[]) AS w (p, after, since, most)
+CROSS JOIN LATERAL (
+    SELECT {columns}
     FROM (
-        SELECT {columns} FROM commitcast.journal
-        WHERE partition = $1 AND seq > $2 AND sequenced_at >= $3
-        ORDER BY seq LIMIT $4
-    ) AS newest
-) AS sized
-WHERE coalesce(before, 0) < $5
-ORDER BY seq
+        SELECT *, sum(octet_length(data::text)) OVER (ORDER BY seq ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS before
+        FROM (
+            SELECT {columns} FROM commitcast.journal
+            WHERE partition = w.p AND seq > w.after AND sequenced_at >= w.since
+            ORDER BY seq LIMIT w.most
+        ) AS newest
+    ) AS sized
+    WHERE coalesce(before, 0) < $5
+    ORDER BY seq
+) AS r

@@ -29,7 +29,7 @@ type Config struct {
 	// Node names this process in River's tables; at most 60 bytes. Default: host name and process id. River adds
 	// nothing to it, so two processes of one name would be taken for one.
 	Node string
-	// Slots is how many partitions this process may drain at once, each with one Postgres connection. Default and
+	// Slots is how many partitions this process may drain at once. Default and
 	// maximum sensible: all 32, so that one process that is left can carry everything. With fewer slots in all
 	// processes together than partitions that are busy, some wait until others have been idle for Linger.
 	Slots int
@@ -37,7 +37,7 @@ type Config struct {
 	// larger holds a partition's row lock longer.
 	Batch int
 	// Linger is how long a drain waits for more events before it ends. Default 1 s. Shorter costs a River job for
-	// every event of a quiet topic, longer holds a connection for a partition without traffic.
+	// every event of a quiet topic, longer holds a partition without traffic.
 	Linger time.Duration
 	// MaxAge is how long a drain runs before it hands its partition to a fresh job. Default 60 s. It bounds how long
 	// a job row says "running", and lets partitions spread over processes that came later.
@@ -113,9 +113,7 @@ type Worker struct {
 	stream  stream.Stream
 	hub     *hub
 	horizon horizon
-	owners  *ownerPool
 	poolCfg *pgxpool.Config
-	slots   chan struct{} // rounds of drains that run at once
 	started atomic.Bool
 	running atomic.Bool
 	dbUp    atomic.Bool
@@ -125,15 +123,15 @@ type Worker struct {
 	pool     *pgxpool.Pool // River's tables and backfills: no session state
 	river    *river.Client[pgx.Tx]
 	stopping chan struct{}
+
+	sequencerMu    sync.Mutex
+	sequencer      *sequencer // of drains that begin now
+	startSequencer func()     // puts a new one there; the mutex is held, or nobody else runs yet
 }
 
 // poolConns is the size of the worker's own pool: River's fetching, completing, electing and maintenance, and
-// backfills. Owners and listeners have connections of their own.
+// backfills. The owner and the listener have connections of their own.
 const poolConns = 8
-
-// roundsAtOnce is how many drains of a process talk to Postgres at once: enough to hide its answers' way, few enough that
-// each finds more than one event when many partitions are busy.
-const roundsAtOnce = 4
 
 // New prepares a Worker for the database that pool leads to. Only the pool's settings are used: the worker opens
 // connections of its own, since River's needs would otherwise compete with the caller's. Nothing is opened before
@@ -149,10 +147,9 @@ func New(pool *pgxpool.Pool, s stream.Stream, cfg Config) (*Worker, error) {
 	}
 	w := &Worker{
 		cfg: cfg, log: cfg.Logger, metrics: m, stream: s, hub: newHub(),
-		poolCfg: pool.Config(), slots: make(chan struct{}, roundsAtOnce), stopping: make(chan struct{}),
+		poolCfg: pool.Config(), stopping: make(chan struct{}),
 	}
 	w.dbUp.Store(true)
-	w.owners = &ownerPool{connect: w.connectOwner}
 	return w, nil
 }
 
@@ -192,7 +189,15 @@ func (w *Worker) Run(ctx context.Context) error {
 		return err
 	}
 	defer w.pool.Close()
-	defer w.owners.closeAll()
+	var sequencing sync.WaitGroup
+	w.startSequencer = func() {
+		s := newSequencer(w)
+		w.sequencer = s
+		sequencing.Go(func() { s.run(bg) }) // owned by Run
+	}
+	w.startSequencer()
+	defer sequencing.Wait()
+	defer cancel()
 	if err := w.startRiver(ctx, bg); err != nil || ctx.Err() != nil {
 		return err
 	}
@@ -279,7 +284,7 @@ func (w *Worker) awaitDatabase(ctx context.Context) error {
 	for failures := 0; ; failures++ {
 		actx, cancel := context.WithTimeout(ctx, connectTimeout)
 		var ready bool
-		err := w.pool.QueryRow(actx, `SELECT to_regprocedure('commitcast.sequence(smallint,bigint,integer,text,bigint,bigint)') IS NOT NULL
+		err := w.pool.QueryRow(actx, `SELECT to_regprocedure('commitcast.sequence(smallint[],bigint[],integer,text,bigint[],bigint)') IS NOT NULL
 			AND to_regclass('commitcast.river_job') IS NOT NULL`).Scan(&ready)
 		cancel()
 		switch {

@@ -240,8 +240,9 @@ func TestNoLockWhileRowsAreRead(t *testing.T) {
 	}
 	defer own.close()
 	p := own.conn.StartPipeline(t.Context())
-	own.sendSequence(p, 13, 1, 1000, report{})
-	own.sendRead(p, 13, 0, journal.MinusInfinity, 1000, 1<<30)
+	turns := []*turn{{partition: 13, term: 1, since: journal.MinusInfinity, limit: 1000}}
+	own.sendSequence(p, turns, 1000, "", 0)
+	own.sendRead(p, turns, 1<<30)
 	if err := p.Flush(); err != nil {
 		t.Fatal(err)
 	}

@@ -43,8 +43,8 @@ var bugs = []bug{
 	{
 		name: "cursor-by-max-id", about: "sequencing never looks below the highest id that it has seen, which a late commit is",
 		patches: []patch{{"migrations/0001_init.up.sql",
-			"published = part.published, floor = part.floor, last_sequenced_at = at",
-			"published = part.published, last_sequenced_at = at, floor = greatest(floor, (SELECT max(j.id) FROM commitcast.journal j WHERE j.partition = p))"}},
+			"            floor = CASE WHEN NOT told OR w.done IS NULL THEN q.floor\n",
+			"            floor = CASE WHEN true THEN greatest(q.floor, c.top, (SELECT max(j.id) FROM commitcast.journal j WHERE j.partition = q.id))\n"}},
 		faults: "none", rounds: 4, caughtAs: []string{"event-lost", "stalled"}, fast: true,
 	},
 	{
@@ -149,7 +149,7 @@ var bugs = []bug{
 		name: "order-by-begin", about: "offsets follow the time at which transactions began",
 		patches: []patch{
 			{"migrations/0001_init.up.sql", "    created_at  timestamptz NOT NULL DEFAULT clock_timestamp(),\n    -- Which", "    created_at  timestamptz NOT NULL DEFAULT now(),\n    -- Which"},
-			{"migrations/0001_init.up.sql", "            row_number() OVER (ORDER BY id) AS nth,", "            row_number() OVER (ORDER BY created_at, id) AS nth,"},
+			{"migrations/0001_init.up.sql", "            row_number() OVER (PARTITION BY partition ORDER BY id) AS nth,", "            row_number() OVER (PARTITION BY partition ORDER BY created_at, id) AS nth,"},
 			{"migrations/0001_init.up.sql", "            row_number() OVER (PARTITION BY topic ORDER BY id) - count(*)", "            row_number() OVER (PARTITION BY topic ORDER BY created_at, id) - count(*)"},
 		},
 		faults: "worker-stop,worker-kill,hole-worker-postgres", caughtAs: []string{"version-order", "real-time-order"},
@@ -207,8 +207,8 @@ var bugs = []bug{
 	{
 		name: "confirmed-twice-published", about: "what was confirmed in one epoch counts as published in the next",
 		patches: []patch{
-			{"migrations/0001_init.up.sql", "    IF told_epoch = current THEN\n        part.published := least(greatest(done, part.published), part.seq);",
-				"    IF true THEN\n        part.published := CASE WHEN done > part.published OR told_epoch IS DISTINCT FROM current THEN part.seq ELSE part.published END;"},
+			{"migrations/0001_init.up.sql", "            published = CASE WHEN told THEN least(greatest(w.done, q.published), q.seq) ELSE q.published END,",
+				"            published = CASE WHEN w.done > q.published OR NOT told THEN q.seq ELSE q.published END,"},
 		},
 		faults: "epoch-bump,redis-refuse,redis-pause", rounds: 20, caughtAs: []string{"published-unconfirmed", "stream-missing", "stream-forgot", "stream-behind"},
 	},
