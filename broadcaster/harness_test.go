@@ -246,6 +246,19 @@ func (j *hookJournal) Range(ctx context.Context, topic string, after int64, limi
 	return epoch, frames, err
 }
 
+func (j *hookJournal) Ranges(ctx context.Context, after []wire.Question) (string, [][][]byte, error) {
+	if err := j.failure(); err != nil {
+		return "", nil, err
+	}
+	j.mu.Lock()
+	j.ranges++
+	j.mu.Unlock()
+	j.at("before range")
+	epoch, frames, err := j.Journal.Ranges(ctx, after)
+	j.at("after range")
+	return epoch, frames, err
+}
+
 // hookStream does the same for the stream.
 type hookStream struct {
 	stream.Stream

@@ -128,6 +128,8 @@ func (h *heads) compare(ctx context.Context, epoch string, topics []*topic) erro
 		h.kick()
 		return errEpoch
 	}
+	polled := !h.b.pushUp.Load()
+	var lagging []*topic
 	for i, t := range topics {
 		t.mu.Lock()
 		back := t.saw(looks[i], epoch, positions[i].Head)
@@ -136,9 +138,14 @@ func (h *heads) compare(ctx context.Context, epoch string, topics []*topic) erro
 			h.b.log.Error("the database went back behind what was known to exist", "topic", t.name,
 				"head", positions[i].Head, "known", looks[i].want, "epoch", epoch)
 			h.b.recheck(t)
+		} else if t.behind() && polled {
+			lagging = append(lagging, t)
 		} else if t.behind() {
 			h.suspect(t)
 		}
+	}
+	for batch := range slices.Chunk(lagging, healBatch) {
+		h.b.spawn(func(ctx context.Context) { h.b.healTogether(ctx, batch) }) // ends when these are whole, or cannot be made so now
 	}
 	return nil
 }

@@ -18,4 +18,6 @@ type Journal interface {
 	// Range reads encoded events after an offset, at most limit and about 512 KiB (always at least one if there is
 	// one). They begin at after+1 and are contiguous; none means that after+1 is past retention or not there yet.
 	Range(ctx context.Context, topic string, after int64, limit int) (epoch string, frames [][]byte, err error)
+	// Ranges reads the first of what Range would, of many topics in one read: frames[i] follow after[i].Cursor.Offset.
+	Ranges(ctx context.Context, after []wire.Question) (epoch string, frames [][][]byte, err error)
 }

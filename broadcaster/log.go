@@ -106,26 +106,27 @@ const (
 )
 
 // read appends the frames after cursor to p, one a line, until p has grown by budget (but at least one frame), and
-// returns the new cursor.
-func (l *sharedLog) read(p []byte, epoch string, cursor int64, budget int) ([]byte, int64, readState) {
+// returns the new cursor with the frame that it is now at; nil if it has not moved.
+func (l *sharedLog) read(p []byte, epoch string, cursor int64, budget int) (_ []byte, _ int64, last []byte, _ readState) {
 	l.mu.RLock()
 	defer l.mu.RUnlock()
 	switch {
 	case l.epoch != epoch:
-		return p, cursor, readForeign
+		return p, cursor, nil, readForeign
 	case cursor+1 < l.first:
-		return p, cursor, readBehind
+		return p, cursor, nil, readBehind
 	}
 	start := len(p)
 	for cursor+1 < l.next {
 		f := l.frames[l.head+int(cursor+1-l.first)]
 		if len(p) > start && len(p)-start+len(f) > budget {
-			return p, cursor, readMore
+			return p, cursor, last, readMore
 		}
 		p = appendLine(p, f)
+		last = f
 		cursor++
 	}
-	return p, cursor, readCurrent
+	return p, cursor, last, readCurrent
 }
 
 // appendLine appends a frame to a message: lines are separated, not ended, by a newline.

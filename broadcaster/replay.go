@@ -9,6 +9,7 @@ import (
 	"golang.org/x/sync/singleflight"
 
 	"github.com/commitcast/commitcast/stream"
+	"github.com/commitcast/commitcast/wire"
 )
 
 const (
@@ -17,6 +18,8 @@ const (
 	replayReads = 16
 	// replayEvents is how many events one read of the journal asks for.
 	replayEvents = 1000
+	// healBatch is how many topics are read together while events come by polling: some MB at the very most.
+	healBatch = 100
 	// replayTimeout bounds one read.
 	replayTimeout = 5 * time.Second
 	// replayStream is how much of it the stream gets: one that answers later is no help against the journal, which has
@@ -49,6 +52,40 @@ func (r *replayer) fetch(ctx context.Context, ch stream.Channel, after int64) (s
 		return r.read(ctx, ch, after)
 	})
 	return v.(stream.Run), err
+}
+
+// fetchTogether reads the beginnings of the runs that follow after, all from the journal. Errors are told for each.
+func (r *replayer) fetchTogether(ctx context.Context, holes []hole) ([]stream.Run, []error) {
+	runs, errs := make([]stream.Run, len(holes)), make([]error, len(holes))
+	after := make([]wire.Question, len(holes))
+	for i, h := range holes {
+		after[i] = wire.Question{Topic: h.channel.Topic, Cursor: wire.Cursor{Offset: h.after}}
+	}
+	var epoch string
+	var frames [][][]byte
+	var err error
+	select {
+	case r.slots <- struct{}{}:
+		ctx, cancel := context.WithTimeout(ctx, replayTimeout)
+		epoch, frames, err = r.b.journal.Ranges(ctx, after)
+		cancel()
+		<-r.slots
+	case <-ctx.Done():
+		err = ctx.Err()
+	}
+	for i, h := range holes {
+		if errs[i] = err; err != nil {
+			continue
+		}
+		if epoch != h.channel.Epoch {
+			r.b.heads.kick()
+			errs[i] = errEpoch
+			continue
+		}
+		r.b.metrics.replayed.WithLabelValues("journal").Add(float64(len(frames[i])))
+		runs[i] = stream.Run{Channel: h.channel, First: h.after + 1, Frames: frames[i]}
+	}
+	return runs, errs
 }
 
 func (r *replayer) read(ctx context.Context, ch stream.Channel, after int64) (stream.Run, error) {

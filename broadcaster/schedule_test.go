@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"runtime"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -78,25 +79,39 @@ func TestSpliceSchedules(t *testing.T) {
 const (
 	simOffsets = 64 // offsets of one schedule, at most
 	simEpochs  = 8
-	simLog     = 4 // events in the log
-	simSubs    = 3 // subscriptions at a time
+	simLog     = 4  // events in the log
+	simFrame   = 75 // bytes of a frame, about
+	simSubs    = 3  // subscriptions at a time
 )
 
-// A frame is two bytes: the history in which its event was sequenced, and its offset.
+// A frame is one of the protocol, whose topic is the history in which the event was sequenced.
 var (
-	frames     [simEpochs + 8][simOffsets][]byte
+	frames     [simEpochs + 1][simEpochs + 8][simOffsets][]byte // by epoch, history and offset
 	epochNames [simEpochs + 1]string
 )
 
 func init() {
-	for h := range frames {
-		for n := range frames[h] {
-			frames[h][n] = []byte{byte('a' + h), byte('0' + n)}
-		}
-	}
 	for e := range epochNames {
 		epochNames[e] = fmt.Sprintf("%d-aaaa", e)
+		for h := range frames[e] {
+			for n := range frames[e][h] {
+				frames[e][h][n] = wire.AppendSkip(nil, string(rune('a'+h)), epochNames[e], int64(n), 0)
+			}
+		}
 	}
+}
+
+// told reads a frame.
+func told(frame []byte) (epoch int, history byte, offset int64) {
+	e, n, _ := eventCursor(frame)
+	offset, _ = strconv.ParseInt(string(n), 10, 64)
+	return epochNumber(string(e)), frame[len(`{"op":"event","topic":"`)] - 'a', offset
+}
+
+// frame is that of offset n as seen in epoch e.
+func (w *world) frame(e int, n int64) []byte {
+	h := w.truth[e][n]
+	return frames[w.sequencedIn[h]][h][n]
 }
 
 func epochNumber(name string) int {
@@ -127,6 +142,9 @@ type world struct {
 	epoch     int
 	began     [simEpochs + 1]int64 // the head at which an epoch of the present lineage began; -1: not of it
 	frozen    bool                 // it went back within the epoch, and nobody has noticed yet
+
+	// sequencedIn is the epoch of a history: each has one.
+	sequencedIn [simEpochs + 8]int
 
 	// truth[e][n] is the history of offset n as seen in epoch e.
 	truth [simEpochs + 1][simOffsets]byte
@@ -219,6 +237,7 @@ type simSub struct {
 	admitted admission
 	mayJoin  bool // the world knows that it was right to admit it …
 	mayIn    int  // … in this epoch
+	needless bool // its cursor was found not to be valid, although that of its client is
 }
 
 func (w *world) log(format string, args ...any) {
@@ -275,6 +294,7 @@ func (w *world) run(seed uint64) {
 func (w *world) newEpoch() {
 	w.epoch++
 	w.began[w.epoch] = w.head
+	w.sequencedIn[w.history] = w.epoch
 	if w.epoch > 1 {
 		w.truth[w.epoch] = w.truth[w.epoch-1]
 	}
@@ -307,6 +327,7 @@ func (w *world) back(unnoticed bool) {
 	w.history++
 	w.log("the database goes back to %d, unnoticed %v", w.head, unnoticed)
 	if unnoticed {
+		w.sequencedIn[w.history] = w.epoch
 		// What was lost must not be about any more: nothing could tell it from what will take its place.
 		w.frozen = true
 		w.queue = w.queue[:0]
@@ -364,15 +385,17 @@ func (w *world) position(c wire.Cursor) wire.Position {
 	if c.IsZero() {
 		return p
 	}
-	e := epochNumber(c.Epoch)
+	e, n := epochNumber(c.Epoch), c.Offset
 	switch {
 	case e > w.epoch || w.began[e] < 0:
 		p.Reason = wire.ReasonEpoch
-	case c.Offset > w.head:
+	case n > w.head:
 		p.Reason = wire.ReasonAhead
-	case c.Offset > 0 && int(w.rows[c.Offset].epoch) > e:
-		p.Reason = wire.ReasonEpoch
-	case c.Offset+1 < w.low:
+	case n > 0 && (n >= w.low || n == w.head):
+		if int(w.rows[n].epoch) > e {
+			p.Reason = wire.ReasonEpoch
+		}
+	case n+1 < w.low || n > 0 && int(w.rows[n+1].epoch) > e:
 		p.Reason = wire.ReasonTrimmed
 	}
 	return p
@@ -398,7 +421,7 @@ func (w *world) fetch(ch stream.Channel, after int64) (stream.Run, error) {
 		last = w.head
 	}
 	for n := run.First; n <= min(last, run.First+2); n++ {
-		run.Frames = append(run.Frames, frames[w.truth[e][n]][n])
+		run.Frames = append(run.Frames, w.frame(e, n))
 	}
 	return run, nil
 }
@@ -452,7 +475,7 @@ func (w *world) hear() bool {
 	}
 	run := stream.Run{Channel: ch, First: m.first}
 	for n := m.first; n <= m.last; n++ {
-		run.Frames = append(run.Frames, frames[w.truth[m.epoch][n]][n])
+		run.Frames = append(run.Frames, w.frame(m.epoch, n))
 	}
 	grew, gap := w.feed.hear(run)
 	w.log("heard %d to %d of %s: grew %v gap %v", m.first, m.last, ch.Epoch, grew, gap)
@@ -655,7 +678,10 @@ func (w *world) stepJoin() bool {
 			return true
 		}
 		for _, s := range op.batch {
-			op.position = append(op.position, w.position(s.question()))
+			p := w.position(s.question())
+			own := w.position(wire.Cursor{Epoch: epochNames[s.mem.epoch], Offset: s.mem.at})
+			s.needless = p.Reason != "" && own.Reason == ""
+			op.position = append(op.position, p)
 		}
 		w.log("read positions of %d at head %d in %s", len(op.batch), w.head, epochNames[w.epoch])
 	case 2:
@@ -669,6 +695,9 @@ func (w *world) stepJoin() bool {
 			w.joined(s, outcome, p)
 		case joinReset:
 			w.resets++
+			if s.needless {
+				w.fail("no reset is needless", "sub %d is reset (%s) at %d, which it was shown in %s", s.slot, p.Reason, s.mem.at, epochNames[s.mem.epoch])
+			}
 			if s.told == 0 {
 				w.badCursors++
 			}
@@ -700,9 +729,8 @@ func (w *world) joined(s *simSub, outcome joined, p wire.Position) {
 	}
 	if outcome == joinAnswered {
 		s.told++
-		if s.mem.at == 0 && s.asked.IsZero() {
-			s.mem.at = s.cursor
-			s.mem.history = w.truth[e][s.cursor]
+		if s.asked.IsZero() {
+			s.mem = memory{epoch: e, at: s.cursor, history: w.truth[e][s.cursor]}
 		}
 	}
 	if s.told != 1 {
@@ -711,7 +739,6 @@ func (w *world) joined(s *simSub, outcome joined, p wire.Position) {
 	if s.mem.at > 0 && w.truth[e][s.mem.at] != s.mem.history {
 		w.fail("histories do not mix", "sub %d goes on in %s after offset %d of history %c", s.slot, s.epoch, s.mem.at, 'a'+s.mem.history)
 	}
-	s.mem.epoch = e
 }
 
 // ended takes a subscription off its topic.
@@ -789,7 +816,7 @@ func (w *world) stepCollect() bool {
 func (w *world) collect(s *simSub) {
 	s.dirty = false
 	before := s.cursor
-	p, more, replay := s.reader.collect(append(w.message[:0], make([]byte, headerRoom)...), &w.feed.log, w.rng.IntN(9))
+	p, more, replay := s.reader.collect(append(w.message[:0], make([]byte, headerRoom)...), &w.feed.log, w.rng.IntN(9)*simFrame/2)
 	w.message = p
 	s.dirty = more
 	e := epochNumber(s.epoch)
@@ -797,16 +824,16 @@ func (w *world) collect(s *simSub) {
 		if line == "" {
 			continue
 		}
-		history, n := line[0]-'a', int64(line[1]-'0')
+		in, history, n := told([]byte(line))
 		if n != s.mem.at+1 {
 			w.fail("contiguous", "sub %d is shown %d after %d", s.slot, n, s.mem.at)
 			return
 		}
 		if w.truth[e][n] != history {
-			w.fail("nothing from another history", "sub %d is shown %d of history %c in %s", s.slot, n, line[0], s.epoch)
+			w.fail("nothing from another history", "sub %d is shown %d of history %c in %s", s.slot, n, 'a'+history, s.epoch)
 			return
 		}
-		s.mem.at, s.mem.history = n, history
+		s.mem = memory{epoch: in, at: n, history: history} // the client's cursor follows the event's
 	}
 	if s.state == subLive && s.cursor != s.mem.at {
 		w.fail("the cursor is what was shown", "sub %d: cursor %d, shown %d", s.slot, s.cursor, s.mem.at)
@@ -976,10 +1003,10 @@ func (w *world) check() {
 	}
 	for i, frame := range held {
 		n := l.first + int64(i)
-		if int64(frame[1]-'0') != n {
-			w.fail("the log is contiguous", "offset %d holds %d", n, frame[1]-'0')
-		} else if frame[0]-'a' != w.truth[e][n] && !w.frozen {
-			w.fail("nothing from another history", "the log holds %d of history %c", n, frame[0])
+		if _, history, holds := told(frame); holds != n {
+			w.fail("the log is contiguous", "offset %d holds %d", n, holds)
+		} else if history != w.truth[e][n] && !w.frozen {
+			w.fail("nothing from another history", "the log holds %d of history %c", n, 'a'+history)
 		}
 	}
 	if l.epoch != "" && f.want.Load() < l.next-1 {
@@ -995,8 +1022,10 @@ func (w *world) check() {
 		w.fail("one healing", "healing is %v", f.healing)
 	}
 	for _, s := range w.subs {
-		if s.state == subLive && len(s.chunk) > 0 && int64(s.chunk[0][1]-'0') != s.cursor+1 {
-			w.fail("no chunk with a hole", "sub %d at %d holds one from %d", s.slot, s.cursor, s.chunk[0][1]-'0')
+		if s.state == subLive && len(s.chunk) > 0 {
+			if _, _, first := told(s.chunk[0]); first != s.cursor+1 {
+				w.fail("no chunk with a hole", "sub %d at %d holds one from %d", s.slot, s.cursor, first)
+			}
 		}
 		if s.state != subLive && (len(s.chunk) > 0 || s.replaying) {
 			w.fail("no replay beyond a life", "sub %d", s.slot)

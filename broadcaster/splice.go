@@ -186,18 +186,20 @@ type reader struct {
 	state    subState
 	answered bool        // "subscribed" was sent: a further joining checks the cursor again
 	asked    wire.Cursor // the cursor that the client gave; zero: from the head
-	epoch    string      // the epoch in which cursor is valid; that of the log it may read
+	epoch    string      // the epoch that it has joined; that of the log it may read
 	cursor   int64       // the last offset given to the socket
+	origin   string      // the epoch of the cursor as the client has it: that of the event itself, or of what it asked
 
 	chunk     [][]byte // what a replay brought: the offsets from cursor+1 on
 	replaying bool
 	life      uint64 // counts the ends of being live: a replay asked for in an earlier one is void
 }
 
-// question is the cursor to be checked; zero if there is none yet.
+// question is the cursor to be checked; zero if there is none yet. It is the one with which the client itself would come
+// back. The epoch that was joined last says less: of one that has been lost again nothing need have been delivered.
 func (r *reader) question() wire.Cursor {
 	if r.answered {
-		return wire.Cursor{Epoch: r.epoch, Offset: r.cursor}
+		return wire.Cursor{Epoch: r.origin, Offset: r.cursor}
 	}
 	return r.asked
 }
@@ -232,9 +234,9 @@ func (r *reader) join(f *feed, a admission, epoch string, p wire.Position) joine
 		return joinResumed
 	}
 	r.answered = true
-	r.cursor = p.Head
+	r.cursor, r.origin = p.Head, epoch
 	if !r.asked.IsZero() {
-		r.cursor = r.asked.Offset
+		r.cursor, r.origin = r.asked.Offset, r.asked.Epoch
 	}
 	return joinAnswered
 }
@@ -276,22 +278,34 @@ func (r *reader) collect(p []byte, log *sharedLog, budget int) (_ []byte, more, 
 		return p, false, false
 	}
 	start := len(p)
+	var last []byte
+	defer func() { r.passed(last) }()
 	for len(r.chunk) > 0 {
 		f := r.chunk[0]
 		if len(p) > start && len(p)-start+len(f) > budget {
 			return p, true, false
 		}
 		p = appendLine(p, f)
+		last = f
 		r.cursor++
 		r.chunk = r.chunk[1:]
 	}
 	r.chunk = nil
-	var state readState
-	p, r.cursor, state = log.read(p, r.epoch, r.cursor, budget-(len(p)-start))
+	p, cursor, newest, state := log.read(p, r.epoch, r.cursor, budget-(len(p)-start))
+	if r.cursor = cursor; newest != nil {
+		last = newest
+	}
 	if state == readBehind && !r.replaying {
 		r.replaying, replay = true, true
 	}
 	return p, state == readMore, replay
+}
+
+// passed takes note of the epoch of the event that the cursor is now at.
+func (r *reader) passed(frame []byte) {
+	if epoch, _, ok := eventCursor(frame); ok && string(epoch) != r.origin { // a string is made only when it changes
+		r.origin = string(epoch)
+	}
 }
 
 // replayed is what a replay leads to.

@@ -2,6 +2,7 @@ package broadcaster
 
 import (
 	"context"
+	"slices"
 	"sync"
 	"time"
 
@@ -178,16 +179,57 @@ func (b *Broadcaster) heal(t *topic) {
 
 // healOnce reads one range. It reports whether to go on at once.
 func (b *Broadcaster) healOnce(ctx context.Context, t *topic) bool {
-	t.mu.Lock()
-	h, ok, moved := t.hole()
-	if moved {
-		t.wakeLocked()
-	}
-	t.mu.Unlock()
+	h, ok := t.nextHole()
 	if !ok {
 		return false
 	}
 	run, err := b.replayer.fetch(ctx, h.channel, h.after)
+	return b.healed(t, h, run, err)
+}
+
+// healTogether is heal for many topics while events come by polling: one read for all of them.
+func (b *Broadcaster) healTogether(ctx context.Context, topics []*topic) {
+	topics = slices.DeleteFunc(topics, func(t *topic) bool {
+		t.mu.Lock()
+		defer t.mu.Unlock()
+		return len(t.subs) == 0 || !t.startHeal()
+	})
+	for len(topics) > 0 {
+		var holes []hole
+		topics = slices.DeleteFunc(topics, func(t *topic) bool {
+			h, ok := t.nextHole()
+			if ok {
+				holes = append(holes, h)
+			}
+			return !ok
+		})
+		if len(holes) == 0 {
+			return
+		}
+		runs, errs := b.replayer.fetchTogether(ctx, holes)
+		again := topics[:0]
+		for i, t := range topics {
+			if b.healed(t, holes[i], runs[i], errs[i]) {
+				again = append(again, t)
+			}
+		}
+		topics = again
+	}
+}
+
+// nextHole is what to read next for a topic that is being healed; false: nothing more.
+func (t *topic) nextHole() (h hole, ok bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	h, ok, moved := t.hole()
+	if moved {
+		t.wakeLocked()
+	}
+	return h, ok
+}
+
+// healed takes what was read for a hole. It reports whether to go on at once.
+func (b *Broadcaster) healed(t *topic, h hole, run stream.Run, err error) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	moved, again := t.feed.heal(h, run, err)

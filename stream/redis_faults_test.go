@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"net/url"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -329,4 +330,84 @@ func TestRedisLostReply(t *testing.T) {
 	offer(t, s, Offer{Run: run(ch, 2, 3), Announce: true}, Duplicate, 4)
 	testkit.Eventually(t, patience, func() bool { return len(h.heard(ch)) == 3 }, "announced again")
 	wantRun(t, h.heard(ch)[2], ch, 2, 3)
+}
+
+// TestRedisCutInTheMidstOfReplies: wherever the answers break off, that is no run's own fault.
+func TestRedisCutInTheMidstOfReplies(t *testing.T) {
+	t.Parallel()
+	server, client, _ := private(t, RedisConfig{})
+	proxy := testkit.NewProxy(t, server.URL())
+	s := newRedisStream(t, proxy.URL(server.URL()), RedisConfig{})
+	epoch := newEpoch()
+	offers := func(n int) (all []Offer) {
+		for i := range 3 {
+			ch := channel(epoch, "t"+strconv.Itoa(n)+"/"+strconv.Itoa(i))
+			all = append(all, Offer{Run: run(ch, 1, 2)}, Offer{Run: run(ch, 9, 9)}) // the second is a gap
+		}
+		return all
+	}
+	whole := false
+	for n := 0; !whole; n++ {
+		testkit.Eventually(t, patience, func() error { // a pipeline, which has connections of its own
+			_, err := s.Publish(t.Context(), offers(-1))
+			return err
+		}, "connected")
+		if n%2 == 0 {
+			client.ScriptFlush(t.Context()) // the answers of the first pipeline only say so
+		}
+		proxy.CutAfter(n)
+		answers, err := s.Publish(t.Context(), offers(n))
+		switch {
+		case n > 1000:
+			t.Fatal("it is never cut")
+		case err != nil && !errors.Is(err, ErrUnavailable):
+			t.Fatalf("cut after %d bytes: %v", n, err)
+		}
+		for i, a := range answers {
+			if a.Err != nil || a.Outcome != [...]Outcome{Appended, Gap}[i%2] {
+				t.Fatalf("cut after %d bytes, offer %d: %+v", n, i, a)
+			}
+		}
+		whole = err == nil
+		if whole && n < 60 {
+			t.Fatalf("whole after %d bytes", n)
+		}
+	}
+}
+
+// TestRedisRefusesConnections: a server that lets nobody in says so with an error reply, which is no run's own fault.
+func TestRedisRefusesConnections(t *testing.T) {
+	t.Parallel()
+	for name, set := range map[string][]any{
+		"too many clients": {"CONFIG", "SET", "maxclients", "1"},
+		"another password": {"CONFIG", "SET", "requirepass", "secret"},
+		"user turned off":  {"ACL", "SETUSER", "worker", "off"},
+		"no right to EVAL": {"ACL", "SETUSER", "worker", "-evalsha"},
+		"user is gone":     {"ACL", "DELUSER", "worker"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			server, client, _ := private(t, RedisConfig{})
+			url := server.URL()
+			if strings.Contains(name, "user") || strings.Contains(name, "right") {
+				url = userURL(t, server, client, "~*", "&*", "+@all")
+			}
+			proxy := testkit.NewProxy(t, url)
+			s := newRedisStream(t, proxy.URL(url), RedisConfig{})
+			epoch := newEpoch()
+			offer(t, s, Offer{Run: run(channel(epoch, "t"), 1, 1)}, Appended, 2)
+			proxy.Cut()
+			testkit.Eventually(t, patience, func() bool { return client.Ping(t.Context()).Err() == nil }, "the breaker is connected")
+			if err := client.Do(t.Context(), set...).Err(); err != nil {
+				t.Fatal(err)
+			}
+			for range 3 {
+				answers, err := s.Publish(t.Context(), []Offer{{Run: run(channel(epoch, "t"), 2, 2)}, {Run: run(channel(epoch, "u"), 1, 1)}})
+				if !errors.Is(err, ErrUnavailable) {
+					t.Fatalf("answers %+v, error %v", answers, err)
+				}
+				t.Log(err)
+			}
+		})
+	}
 }

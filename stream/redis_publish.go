@@ -1,6 +1,7 @@
 package stream
 
 import (
+	"cmp"
 	"context"
 	_ "embed"
 	"errors"
@@ -81,12 +82,12 @@ func (r *Redis) call(ctx context.Context, calls []publishCall) error {
 		c := &calls[i]
 		c.cmd = pipe.EvalSha(ctx, publishScript.Hash(), []string{c.key}, c.args...)
 	}
-	pipe.Exec(ctx) // each command holds its own error
+	_, execErr := pipe.Exec(ctx)
 	var missing []*publishCall
 	for i := range calls {
-		if err := calls[i].cmd.Err(); err != nil && redis.HasErrorPrefix(err, "NOSCRIPT") {
+		if redis.HasErrorPrefix(calls[i].cmd.Err(), "NOSCRIPT") {
 			missing = append(missing, &calls[i])
-		} else if err != nil && isUnavailable(err) {
+		} else if err := calls[i].unavailable(execErr); err != nil {
 			return err
 		}
 	}
@@ -98,14 +99,29 @@ func (r *Redis) call(ctx context.Context, calls []publishCall) error {
 		c.args[announceArg] = flag(true)
 		c.cmd = pipe.Eval(ctx, publishSource, []string{c.key}, c.args...)
 	}
-	pipe.Exec(ctx)
+	_, execErr = pipe.Exec(ctx)
 	for _, c := range missing {
-		if err := c.cmd.Err(); err != nil && isUnavailable(err) {
+		if err := c.unavailable(execErr); err != nil {
 			return err
 		}
 	}
 	return nil
 }
+
+// unavailable is why the call says nothing about its run; nil if it does. Each command holds its own error, except that
+// go-redis leaves all of them with neither error nor reply when the server answers to the greeting of a new connection
+// with an error: a changed password, say. Then only Exec tells.
+func (c *publishCall) unavailable(execErr error) error {
+	switch err := c.cmd.Err(); {
+	case err == nil && c.cmd.Val() == nil: // the script never answers with nil
+		return cmp.Or(execErr, errNoReply)
+	case err != nil && isUnavailable(err):
+		return err
+	}
+	return nil
+}
+
+var errNoReply = errors.New("no reply")
 
 const announceArg = 3 // its index in publishArgs
 

@@ -116,9 +116,13 @@ func (w *Worker) park(ctx context.Context, partition int16, refusals []refusal) 
 func republishJobs(topics []string, attempts int) []river.InsertManyParams {
 	params := make([]river.InsertManyParams, len(topics))
 	for i, topic := range topics {
-		params[i] = river.InsertManyParams{Args: RepublishArgs{Topic: topic}, InsertOpts: &river.InsertOpts{MaxAttempts: attempts}}
+		params[i] = republishJob(RepublishArgs{Topic: topic}, attempts)
 	}
 	return params
+}
+
+func republishJob(args RepublishArgs, attempts int) river.InsertManyParams {
+	return river.InsertManyParams{Args: args, InsertOpts: &river.InsertOpts{MaxAttempts: attempts}}
 }
 
 // lookForParked asks which topics are set aside: at the beginning, with nil, all of the partition; then those of a

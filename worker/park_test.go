@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -345,4 +346,58 @@ func TestSetAsideWithoutAJob(t *testing.T) {
 	testkit.Eventually(t, 20*time.Second, func() bool { return !scalar[bool](b, setAsideSQL, "x") }, "adopted")
 	b.published(5 * time.Second)
 	b.checkStream(b.journal(), fromStart)
+}
+
+// A topic whose job is killed in its midst is taken over by another process within seconds, long before River would run
+// the job again; and once only, although River says for minutes that the killed one runs.
+func TestKilledRepublishIsTakenOver(t *testing.T) {
+	b := newBench(t)
+	topic := topicIn(5, 0)
+	b.append(topic, `1`)
+	b.exec(`INSERT INTO commitcast.parked (topic, partition, parked_from, error) VALUES ($1, 5, 1, 'before')`, topic)
+	tx, err := b.pool.Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tx.Rollback(context.Background())
+	// The job publishes, and then waits for this row.
+	if _, err := tx.Exec(t.Context(), `SELECT FROM commitcast.parked WHERE topic = $1 FOR UPDATE`, topic); err != nil {
+		t.Fatal(err)
+	}
+	a := b.spawn()
+	testkit.Eventually(t, 20*time.Second, func() bool {
+		return scalar[bool](b, `SELECT EXISTS (SELECT FROM pg_locks l JOIN pg_stat_activity a USING (pid)
+			WHERE NOT l.granted AND a.application_name = 'commitcast worker' AND a.datname = current_database())`)
+	}, "the job in its midst")
+	b.run(Config{})
+	a.signal(syscall.SIGKILL)
+	start := time.Now()
+	if err := tx.Rollback(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	terms := `SELECT string_agg(args->>'term' || ' ' || state, ', ' ORDER BY id) FROM commitcast.river_job WHERE kind = 'topic_republish'`
+	testkit.Eventually(t, 20*time.Second, func() error {
+		if jobs := scalar[string](b, terms); jobs != "0 running, 1 completed" {
+			return errors.New(jobs)
+		}
+		return nil
+	}, "taken over")
+	t.Logf("taken over within %v", time.Since(start))
+	if scalar[bool](b, setAsideSQL, topic) {
+		t.Error("the topic is still set aside")
+	}
+	b.published(10 * time.Second)
+	b.checkStream(b.journal(), fromStart)
+
+	// Set aside again, while the killed job still seems to run, it is taken up again.
+	b.append(topic, `2`)
+	b.published(10 * time.Second)
+	b.exec(`INSERT INTO commitcast.parked (topic, partition, parked_from, error) VALUES ($1, 5, 2, 'again')`, topic)
+	testkit.Eventually(t, 20*time.Second, func() bool { return !scalar[bool](b, setAsideSQL, topic) }, "published again")
+	testkit.Eventually(t, 20*time.Second, func() error {
+		if jobs := scalar[string](b, terms); jobs != "0 running, 1 completed, 2 completed" {
+			return errors.New(jobs)
+		}
+		return nil
+	}, "one job for it")
 }

@@ -61,6 +61,7 @@ const (
 // RepublishArgs are the arguments of topic_republish, the job of a topic that is set aside.
 type RepublishArgs struct {
 	Topic string `json:"topic" river:"unique"`
+	Term  int64  `json:"term" river:"unique"` // above 0: the job of the term before died with its process
 }
 
 // Kind implements river.JobArgs.
@@ -90,7 +91,11 @@ func (rw *republishWorker) Work(ctx context.Context, job *river.Job[RepublishArg
 		return river.JobCancel(fmt.Errorf("%.144q is not a topic", topic))
 	}
 	r := &republisher{w: w, topic: topic, partition: int16(wire.Partition(topic)), rows: refillRows}
-	err := r.run(ctx)
+	var err error
+	if r.alive, err = w.holdJob(ctx, job.ID); err == nil {
+		defer releaseJob(r.alive)
+		err = r.run(ctx)
+	}
 	var refused *refusedError
 	switch {
 	case err == nil:
@@ -142,6 +147,7 @@ func (e *refusedError) Unwrap() error { return e.err }
 // takes what fits.
 type republisher struct {
 	w         *Worker
+	alive     *pgx.Conn // shows that the job is worked on
 	topic     string
 	partition int16
 	scanner   journal.Scanner
@@ -182,7 +188,7 @@ func (r *republisher) run(ctx context.Context) error {
 
 // position reads the current epoch, the head, and from where on the topic is set aside.
 func (r *republisher) position(ctx context.Context) (epoch string, head int64, parkedFrom *int64, err error) {
-	err = r.w.pool.QueryRow(ctx, positionSQL, r.topic).Scan(&epoch, &head, &parkedFrom)
+	err = r.alive.QueryRow(ctx, positionSQL, r.topic).Scan(&epoch, &head, &parkedFrom)
 	return epoch, head, parkedFrom, err
 }
 
@@ -308,7 +314,10 @@ func (w *Worker) readTopic(ctx context.Context, sc *journal.Scanner, topic strin
 // adopt orders the jobs of topics that are set aside and have none: River's row was lost, or its process died at the
 // last attempt. Those that have one keep it.
 func (w *Worker) adopt(ctx context.Context) error {
-	rows, err := w.pool.Query(ctx, `SELECT topic FROM commitcast.parked WHERE died_at IS NULL ORDER BY topic LIMIT $1`, maxParked)
+	rows, err := w.pool.Query(ctx, `SELECT topic FROM commitcast.parked p WHERE died_at IS NULL AND NOT EXISTS (
+			SELECT FROM commitcast.river_job WHERE kind = 'topic_republish' AND args->>'topic' = p.topic
+				AND state NOT IN ('completed', 'cancelled', 'discarded'))
+		ORDER BY topic LIMIT $1`, maxParked)
 	if err != nil {
 		return fmt.Errorf("looking for topics that are set aside: %w", err)
 	}

@@ -207,6 +207,7 @@ func (w *Worker) Run(ctx context.Context) error {
 	watchers.Go(func() { newDispatcher(w).run(ctx) })
 	watchers.Go(func() { w.listen(ctx) })
 	watchers.Go(func() { w.watchHorizon(ctx) })
+	watchers.Go(func() { w.passOrphans(ctx) })
 	tickCtx, stopTick := context.WithCancel(bg)
 	ticker.Go(func() { w.tick(tickCtx) })
 

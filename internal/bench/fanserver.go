@@ -126,6 +126,10 @@ func (j benchJournal) Range(context.Context, string, int64, int) (string, [][]by
 	return benchEpoch, nil, nil
 }
 
+func (j benchJournal) Ranges(_ context.Context, after []wire.Question) (string, [][][]byte, error) {
+	return benchEpoch, make([][][]byte, len(after)), nil
+}
+
 func fanCommitcast(l net.Listener, order fanOrder) func(wire.Event) {
 	var head atomic.Int64
 	s := stream.NewMemory(stream.MemoryConfig{})

@@ -116,7 +116,7 @@ func TestSeededBugs(t *testing.T) {
 // The schedule of a round follows from its seed, whatever came before.
 func TestScheduleFollowsFromTheSeed(t *testing.T) {
 	for seed := range uint64(200) {
-		a, b := schedule(nil, seed, kinds, nil), schedule(nil, seed, kinds, nil)
+		a, b := schedule(nil, seed, kinds, nil, 0), schedule(nil, seed, kinds, nil, 0)
 		if (len(a) == 0) != (seed%quietEvery == 0) || len(a) != len(b) {
 			t.Fatalf("seed %d: %d and %d faults", seed, len(a), len(b))
 		}

@@ -57,6 +57,7 @@ type client struct {
 	topics []string
 	r      *rand.Rand
 	calm   *atomic.Bool // stay as you are: the round is being settled
+	anew   *atomic.Bool // begin by a snapshot
 
 	mu    sync.Mutex
 	runs  []*passage          // all, in order
@@ -134,10 +135,10 @@ const (
 	leaving                 // unsubscribe was sent
 )
 
-func newClient(w *world, n int, topics []string, seed uint64, calm *atomic.Bool) *client {
+func newClient(w *world, n int, topics []string, seed uint64, calm, anew *atomic.Bool) *client {
 	habit := habitOf(n)
 	return &client{
-		w: w, name: fmt.Sprintf("client%d-%s", n, habitNames[habit]), habit: habit, topics: topics, calm: calm,
+		w: w, name: fmt.Sprintf("client%d-%s", n, habitNames[habit]), habit: habit, topics: topics, calm: calm, anew: anew,
 		r: rand.New(rand.NewPCG(seed, uint64(n))), state: make(map[string]*passage), saved: make(map[string]token),
 	}
 }
@@ -248,7 +249,7 @@ func (c *client) begin() {
 			continue
 		}
 		switch {
-		case c.habit == fresh && !c.calm.Load():
+		case c.anew.Load() || c.habit == fresh && !c.calm.Load():
 			c.end(r, "choice: a new snapshot")
 		case c.habit == rewound && !c.calm.Load():
 			old, have := c.saved[topic]

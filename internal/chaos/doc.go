@@ -7,6 +7,7 @@
 //
 //	make chaos ARGS="-rounds 50"
 //	make chaos ARGS="-standby -rounds 10"
+//	make chaos ARGS="-rounds 1000 -failovers 60"    what docs/guarantees.md quotes
 //	make chaos ARGS="-bug early-append"    the checker on a product with a seeded bug: it must be caught
 //
 // A round's schedule follows from its own seed alone; a failing run prints that, and `-seed` repeats it. How processes

@@ -36,6 +36,8 @@ type kind struct {
 	name string
 	// long: it may hold for seconds, past the time-outs of those who wait.
 	long bool
+	// kill: what it breaks is broken at once, and recovery need not wait for its end.
+	kill bool
 	// data: what Redis holds is not what it was told.
 	data bool
 	// apply breaks, waits for hold, and heals.
@@ -44,12 +46,12 @@ type kind struct {
 
 // kinds are all that rounds draw from. The order matters to seeds: new ones go to the end.
 var kinds = []kind{
-	{name: "worker-kill", apply: func(f *fault) error { return f.kill("worker") }},
-	{name: "broadcaster-kill", apply: func(f *fault) error { return f.kill("broadcaster") }},
+	{name: "worker-kill", kill: true, apply: func(f *fault) error { return f.kill("worker") }},
+	{name: "broadcaster-kill", kill: true, apply: func(f *fault) error { return f.kill("broadcaster") }},
 	{name: "worker-stop", long: true, apply: func(f *fault) error { return f.stop("worker") }},
 	{name: "broadcaster-stop", long: true, apply: func(f *fault) error { return f.stop("broadcaster") }},
 	{name: "redis-flush", data: true, apply: func(f *fault) error { return f.redis("FLUSHALL") }},
-	{name: "redis-kill", data: true, long: true, apply: (*fault).redisKill},
+	{name: "redis-kill", kill: true, data: true, long: true, apply: (*fault).redisKill},
 	{name: "redis-rollback", data: true, apply: (*fault).redisRollback},
 	{name: "redis-pause", long: true, apply: (*fault).redisPause},
 	{name: "redis-del", data: true, apply: func(f *fault) error { return f.eachKey("DEL") }},
@@ -66,7 +68,7 @@ var kinds = []kind{
 	{name: "clients-cut", apply: (*fault).clientsCut},
 	{name: "writers-cut", apply: (*fault).writersCut},
 	{name: "drains-terminate", apply: (*fault).drainsTerminate},
-	{name: "postgres-crash", apply: (*fault).postgresCrash},
+	{name: "postgres-crash", kill: true, apply: (*fault).postgresCrash},
 	{name: "epoch-bump", apply: (*fault).epochBump},
 }
 
@@ -83,7 +85,8 @@ func kindNamed(name string) (kind, bool) {
 const quietEvery = 8
 
 // schedule is what one round does. It follows from the seed alone, and from the kinds to choose from.
-func schedule(w *world, seed uint64, from []kind, topics []string) []*fault {
+// hold, if not 0, is for how long its fault holds, which is then the only one.
+func schedule(w *world, seed uint64, from []kind, topics []string, hold time.Duration) []*fault {
 	r := rand.New(rand.NewPCG(seed, 0))
 	if seed%quietEvery == 0 || len(from) == 0 {
 		return nil
@@ -94,6 +97,9 @@ func schedule(w *world, seed uint64, from []kind, topics []string) []*fault {
 		n = 3
 	case x < 0.6:
 		n = 2
+	}
+	if hold > 0 {
+		n = 1
 	}
 	var all []*fault
 	for range n {
@@ -106,6 +112,9 @@ func schedule(w *world, seed uint64, from []kind, topics []string) []*fault {
 			f.hold = 700*time.Millisecond + time.Duration(r.Int64N(int64(800*time.Millisecond)))
 		default:
 			f.hold = 100*time.Millisecond + time.Duration(r.Int64N(int64(500*time.Millisecond)))
+		}
+		if hold > 0 {
+			f.hold = hold
 		}
 		all = append(all, f)
 	}
@@ -124,6 +133,14 @@ func (f *fault) run() {
 	} else {
 		f.w.log.add("FAULT", "%s healed", f.kind.name)
 	}
+}
+
+// over is the moment from which recovery counts.
+func (f *fault) over() time.Time {
+	if f.kind.kill {
+		return f.began
+	}
+	return f.ended
 }
 
 func (f *fault) wait() { time.Sleep(f.hold) }

@@ -1,15 +1,13 @@
 package main
 
 import (
+	"cmp"
 	"context"
-	"encoding/json"
 	"flag"
 	"fmt"
 	"os"
 	"os/signal"
 	"path/filepath"
-	"runtime"
-	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -19,18 +17,21 @@ import (
 
 // options are the flags.
 type options struct {
-	rounds  int
-	seed    uint64
-	limit   time.Duration
-	faults  string
-	clients int
-	renew   int
-	standby bool
-	bug     string
-	out     string
-	goOn    bool
-	until   string
-	verbose bool
+	rounds int
+	// failovers is how many rounds with a failover follow.
+	failovers int
+	seed      uint64
+	limit     time.Duration
+	faults    string
+	hold      time.Duration
+	clients   int
+	renew     int
+	standby   bool
+	bug       string
+	out       string
+	goOn      bool
+	until     string
+	verbose   bool
 }
 
 func main() {
@@ -40,9 +41,11 @@ func main() {
 	}
 	var o options
 	flag.IntVar(&o.rounds, "rounds", 20, "how many rounds to run, each about 3 s")
+	flag.IntVar(&o.failovers, "failovers", 0, "how many rounds of -standby to run after them, each about 6 s")
 	flag.Uint64Var(&o.seed, "seed", 1, "seed of the first round; each further one has the next")
 	flag.DurationVar(&o.limit, "for", 0, "begin no round after this time; 0: no limit")
 	flag.StringVar(&o.faults, "faults", "all", "kinds of fault to draw from, with commas; all; none")
+	flag.DurationVar(&o.hold, "hold", 0, "one fault a round, which holds so long; 0: as drawn")
 	flag.IntVar(&o.clients, "clients", 8, "how many clients, a quarter of them steady")
 	flag.IntVar(&o.renew, "renew", 10, "after how many rounds topics and clients are new")
 	flag.BoolVar(&o.standby, "standby", false, "rounds of failovers to a standby that lost acknowledged commits")
@@ -69,15 +72,6 @@ func main() {
 	}
 }
 
-// record is what a run writes to its results file.
-type record struct {
-	At         time.Time      `json:"at"`
-	Machine    string         `json:"machine"`
-	Standby    bool           `json:"standby"`
-	Rounds     []result       `json:"rounds"`
-	Violations map[string]int `json:"violations"`
-}
-
 // run runs the rounds, and returns how many violations there were.
 func run(ctx context.Context, o options) (int, error) {
 	from, err := parseKinds(o.faults)
@@ -87,32 +81,30 @@ func run(ctx context.Context, o options) (int, error) {
 	if err := os.MkdirAll(o.out, 0o755); err != nil {
 		return 0, err
 	}
-	rec := record{At: time.Now().UTC(), Standby: o.standby, Violations: make(map[string]int),
-		Machine: fmt.Sprintf("%d cores, %s/%s, %s", runtime.NumCPU(), runtime.GOOS, runtime.GOARCH, runtime.Version())}
-	began := time.Now()
-	total := 0
-	for done := 0; done < o.rounds && ctx.Err() == nil && (o.limit == 0 || time.Since(began) < o.limit); {
-		n, violated, err := session(ctx, o, from, o.seed+uint64(done), o.rounds-done, began, &rec)
-		if err != nil {
-			return total, err
+	rec := newRecord(o)
+	err = rec.fill(ctx, o, from)
+	path, werr := rec.write(o.out)
+	fmt.Printf("results in %s, and as JSON beside it\n", path)
+	return rec.total(), cmp.Or(err, werr, ctx.Err())
+}
+
+// fill runs the rounds: first those without a failover, if both are asked for.
+func (rec *record) fill(ctx context.Context, o options, from []kind) error {
+	plain, failovers := o, o
+	plain.failovers, failovers.standby, failovers.rounds = 0, true, o.failovers
+	for _, o := range []options{plain, failovers} {
+		for done := 0; done < o.rounds && ctx.Err() == nil && (o.limit == 0 || time.Since(rec.At) < o.limit); {
+			n, violated, err := session(ctx, o, from, o.seed+uint64(done), o.rounds-done, rec)
+			if err != nil {
+				return err
+			}
+			done += n
+			if violated > 0 && o.stops(rec.Violations) {
+				return nil
+			}
 		}
-		done += n
-		total += violated
-		if violated > 0 && o.stops(rec.Violations) {
-			break
-		}
 	}
-	rec.print(os.Stdout)
-	path := filepath.Join(o.out, fmt.Sprintf("results-%d-%d.json", o.seed, os.Getpid()))
-	b, err := json.MarshalIndent(rec, "", " ")
-	if err == nil {
-		err = os.WriteFile(path, b, 0o644)
-	}
-	if err != nil {
-		return total, err
-	}
-	fmt.Printf("%d rounds in %v, %d violations; results in %s\n", len(rec.Rounds), time.Since(began).Round(time.Second), total, path)
-	return total, ctx.Err()
+	return nil
 }
 
 // stops says whether a run ends because of what was violated.
@@ -129,7 +121,7 @@ func (o options) stops(violations map[string]int) bool {
 }
 
 // session runs rounds in one world until there are violations. It returns how many rounds it ran.
-func session(ctx context.Context, o options, from []kind, seed uint64, rounds int, began time.Time, rec *record) (n, violated int, err error) {
+func session(ctx context.Context, o options, from []kind, seed uint64, rounds int, rec *record) (n, violated int, err error) {
 	w, err := newWorld(ctx, o.standby)
 	if err != nil {
 		return 0, 0, err
@@ -141,7 +133,7 @@ func session(ctx context.Context, o options, from []kind, seed uint64, rounds in
 			g.close()
 		}
 	}()
-	for n < rounds && ctx.Err() == nil && (o.limit == 0 || time.Since(began) < o.limit) {
+	for n < rounds && ctx.Err() == nil && (o.limit == 0 || time.Since(rec.At) < o.limit) {
 		s := seed + uint64(n)
 		if n%max(1, o.renew) == 0 || o.standby {
 			if g != nil {
@@ -160,7 +152,7 @@ func session(ctx context.Context, o options, from []kind, seed uint64, rounds in
 				return n, 0, err
 			}
 		} else {
-			res = g.round(s, schedule(w, s, from, g.topics))
+			res = g.round(s, schedule(w, s, from, g.topics, o.hold))
 		}
 		n++
 		rec.Rounds = append(rec.Rounds, res)
@@ -168,7 +160,7 @@ func session(ctx context.Context, o options, from []kind, seed uint64, rounds in
 			fmt.Printf("round seed %-6d %4.1f s, settled in %4d ms, longest wait %4d %4d ms, push p50 %3d p99 %3d ms  %s", s, time.Since(start).Seconds(),
 				res.Settle.Milliseconds(), res.First.Milliseconds(), res.Last.Milliseconds(), res.PushP50.Milliseconds(), res.PushP99.Milliseconds(), strings.Join(res.Faults, " "))
 			if o.standby {
-				fmt.Printf(", lost %d, astray %d, resets %d of which needless %d", res.Lost, res.Astray, res.Resets, res.Needless)
+				fmt.Printf(", lost %d, astray %d, resets %d", res.Lost, res.Astray, res.Resets)
 			}
 			fmt.Println()
 		}
@@ -199,48 +191,4 @@ func session(ctx context.Context, o options, from []kind, seed uint64, rounds in
 		return n, len(all), nil
 	}
 	return n, 0, nil
-}
-
-// print shows the table of a run.
-func (rec *record) print(out *os.File) {
-	counts := make(map[string]int)
-	first, last := make(map[string][]time.Duration), make(map[string][]time.Duration)
-	var settle, p50, p99 []time.Duration
-	for _, r := range rec.Rounds {
-		settle = append(settle, r.Settle)
-		for _, f := range r.Faults {
-			counts[f]++
-		}
-		if len(r.Faults) == 1 && r.Held > 0 {
-			first[r.Faults[0]] = append(first[r.Faults[0]], r.First)
-			last[r.Faults[0]] = append(last[r.Faults[0]], r.Last)
-		}
-		if len(r.Faults) == 0 && r.PushP99 > 0 {
-			p50, p99 = append(p50, r.PushP50), append(p99, r.PushP99)
-		}
-	}
-	fmt.Fprintln(out, "\n| fault | times | alone | longest wait of a commit until the first client has it: p50 | p99 | max | until all have it: p50 | p99 | max |")
-	fmt.Fprintln(out, "|---|---:|---:|---:|---:|---:|---:|---:|---:|")
-	for _, name := range keys(counts) {
-		f, l := first[name], last[name]
-		slices.Sort(f)
-		slices.Sort(l)
-		fmt.Fprintf(out, "| %s | %d | %d | %s | %s | %s | %s | %s | %s |\n", name, counts[name], len(f),
-			ms(f, 0.5), ms(f, 0.99), ms(f, 1), ms(l, 0.5), ms(l, 0.99), ms(l, 1))
-	}
-	for _, l := range [][]time.Duration{settle, p50, p99} {
-		slices.Sort(l)
-	}
-	fmt.Fprintf(out, "\nSettled after p50 %s, p99 %s, max %s. Rounds without faults: %d, push p50 %s, p99 %s (medians), worst p99 %s.\n",
-		ms(settle, 0.5), ms(settle, 0.99), ms(settle, 1), len(p50), ms(p50, 0.5), ms(p99, 0.5), ms(p99, 1))
-	for _, name := range keys(rec.Violations) {
-		fmt.Fprintf(out, "violated: %s × %d\n", name, rec.Violations[name])
-	}
-}
-
-func ms(sorted []time.Duration, q float64) string {
-	if len(sorted) == 0 {
-		return "–"
-	}
-	return fmt.Sprintf("%d ms", quantile(sorted, q).Milliseconds())
 }

@@ -88,6 +88,9 @@ func (b bug) args(seed int) []string {
 	if b.renew > 0 {
 		args = append(args, "-renew", fmt.Sprint(b.renew))
 	}
+	if b.hold > 0 {
+		args = append(args, "-hold", b.hold.String())
+	}
 	if b.faults != "" {
 		args = append(args, "-faults", b.faults)
 	}

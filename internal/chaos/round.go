@@ -14,6 +14,8 @@ const (
 	topicCount = 10
 	// activeFor is how long writers write in a round, at least; longer if a fault lasts longer.
 	activeFor = 1100 * time.Millisecond
+	// activeAfter is how long they write after the last fault, so that there is something to recover with.
+	activeAfter = 250 * time.Millisecond
 	// settleWithin is how long everything may take to be whole again once the faults are over: more than the longest
 	// backoff of any part, on a busy machine.
 	settleWithin = 45 * time.Second
@@ -27,17 +29,15 @@ type generation struct {
 	clients []*client
 	firstOp int64
 	calm    atomic.Bool
-	// lostEpoch: an epoch began on the old primary that the new one does not know.
-	lostEpoch bool
-	forked    bool             // the database has lost what was acknowledged
-	lowest    map[string]int64 // the first offset of a Stream at the end of the last round
-	faults    []*fault         // of the present round
+	anew    atomic.Bool      // clients that connect begin by snapshots
+	forked  bool             // the database has lost what was acknowledged
+	lowest  map[string]int64 // the first offset of a Stream at the end of the last round
+	faults  []*fault         // of the present round
 
 	// Counted by verify.
-	lost     int // ops that were acknowledged and went with the old primary
-	astray   int // passages that hold events of a history that is gone
-	resets   int
-	needless int // resets of cursors that the new history has, after an epoch was lost
+	lost   int // ops that were acknowledged and went with the old primary
+	astray int // passages that hold events of a history that is gone
+	resets int
 
 	stop context.CancelFunc
 	done sync.WaitGroup
@@ -61,7 +61,7 @@ func newGeneration(w *world, clients int, seed uint64) (*generation, error) {
 	ctx, cancel := context.WithCancel(w.ctx)
 	g.stop = cancel
 	for i := range clients {
-		c := newClient(w, i, g.topics, seed, &g.calm)
+		c := newClient(w, i, g.topics, seed, &g.calm, &g.anew)
 		g.clients = append(g.clients, c)
 		g.done.Go(func() { c.run(ctx) }) // ends with close
 	}
@@ -84,13 +84,15 @@ type result struct {
 	First time.Duration `json:"first"`
 	Last  time.Duration `json:"last"`
 	Held  time.Duration `json:"held"`
+	// Again and AllAgain are how long after that fault's end, or after a kill itself, the first client, and all steady
+	// ones, had an event of a commit that began later.
+	Again    time.Duration `json:"again"`
+	AllAgain time.Duration `json:"all_again"`
 	// Lost is how many acknowledged transactions a failover lost, Astray how many passages of clients held their
 	// events, Resets how many of these were ended by a reset.
 	Lost   int `json:"lost"`
 	Astray int `json:"astray"`
 	Resets int `json:"resets"`
-	// Needless is how many of the resets hit a cursor that the new history has, after an epoch was lost.
-	Needless int `json:"needless"`
 	// PushP50 and PushP99 are for a round without faults, from the acknowledged commit to each steady client.
 	PushP50 time.Duration `json:"push_p50"`
 	PushP99 time.Duration `json:"push_p99"`
@@ -128,6 +130,9 @@ func (g *generation) round(seed uint64, faults []*fault) result {
 	case <-g.w.ctx.Done():
 	}
 	breaking.Wait()
+	for _, f := range faults {
+		time.Sleep(time.Until(f.ended.Add(activeAfter))) // part of the schedule
+	}
 	stop()
 	writing.Wait()
 	wrote := time.Now()
@@ -252,8 +257,10 @@ func (g *generation) measure(ev *evidence, res *result, began, wrote time.Time, 
 		}
 		first, last := g.waits(ev, f.began, wrote)
 		res.First, res.Last, res.Held = quantile(first, 1), quantile(last, 1), f.ended.Sub(f.began)
+		res.Again, res.AllAgain = g.recovery(ev, f.over(), wrote)
 		if f.kind.name == "redis-kill" && res.Held > awayLeast {
-			away, _ := g.waits(ev, f.began.Add(awayAfter), f.ended)
+			// Until all have it: each node polls at its own time, and the first of them is early in any case.
+			_, away := g.waits(ev, f.began.Add(awayAfter), f.ended)
 			p90 := quantile(away, 0.9)
 			w.log.add("round", "while Redis was away, commits waited p90 %v", p90)
 			w.judge(p90 < awayP90, "polling-slow", "while Redis was away for %v, commits waited p90 %v: they must come by polling", res.Held, p90)

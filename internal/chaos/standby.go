@@ -16,7 +16,7 @@ import (
 // never got. The standby is promoted, the proxies lead to it, and writers go on with the same topics.
 func (g *generation) failover(seed uint64, from []kind) (result, error) {
 	r := rand.New(rand.NewPCG(seed, 1))
-	res := result{Seed: seed, Faults: []string{"failover"}}
+	res := result{Seed: seed, Faults: []string{failover}}
 	w := g.w
 	g.forked = true // from now on, what was seen may turn out not to be
 	ctx, stop := context.WithCancel(w.ctx)
@@ -27,9 +27,39 @@ func (g *generation) failover(seed uint64, from []kind) (result, error) {
 		time.Sleep(least + time.Duration(r.Int64N(int64(most-least)))) // part of the schedule
 	}
 	pause(300*time.Millisecond, 700*time.Millisecond)
+	stopWorkers := func() {
+		for _, p := range w.of("worker") {
+			p.signal(syscall.SIGSTOP)
+		}
+		w.log.add("FAULT", "SIGSTOP of all workers")
+	}
+	cutClients := func() {
+		for _, p := range w.of("broadcaster") {
+			p.clients.Cut()
+		}
+	}
+	// In every third one, all that is lost has never been sequenced.
+	unsequenced := rand.New(rand.NewPCG(seed, 2)).IntN(3) == 0
+	if unsequenced {
+		stopWorkers()
+	}
 
-	// The standby gets nothing any more.
+	// The standby has what was acknowledged up to here, and gets nothing any more.
 	g.writers.lossy.Store(true)
+	var lsn string
+	if err := w.db().QueryRow(w.ctx, "SELECT pg_current_wal_flush_lsn()::text").Scan(&lsn); err != nil {
+		return res, err
+	}
+	if err := w.eventually(20*time.Second, func() error {
+		var has bool
+		err := w.db().QueryRow(w.ctx, "SELECT coalesce(bool_and(flush_lsn >= $1::pg_lsn), false) FROM pg_stat_replication", lsn).Scan(&has)
+		if err == nil && !has {
+			err = fmt.Errorf("the standby has not got to %s", lsn)
+		}
+		return err
+	}); err != nil {
+		return res, err
+	}
 	for _, sql := range []string{"ALTER SYSTEM SET primary_conninfo = ''", "SELECT pg_reload_conf()"} {
 		if err := execOn(w.ctx, w.replica, sql); err != nil {
 			return res, err
@@ -47,26 +77,24 @@ func (g *generation) failover(seed uint64, from []kind) (result, error) {
 	w.log.add("FAULT", "the standby is cut off")
 
 	// What will be lost: events, sometimes an epoch, sometimes events that were never sequenced but are in snapshots.
-	if r.IntN(2) == 0 {
+	if r.IntN(2) == 0 && !unsequenced {
 		var name string
 		if err := w.db().QueryRow(w.ctx, "SELECT commitcast.begin_epoch(NULL, 'to be lost')").Scan(&name); err != nil {
 			return res, err
 		}
-		g.lostEpoch = true
 		w.log.add("FAULT", "epoch %s begins, and will be lost", name)
 	}
 	pause(100*time.Millisecond, 400*time.Millisecond)
-	stopped := r.IntN(2) == 0
-	if stopped {
-		for _, p := range w.of("worker") {
-			p.signal(syscall.SIGSTOP)
+	stopped := r.IntN(2) == 0 || unsequenced
+	switch {
+	case unsequenced:
+		if err := g.pendEverywhere(cutClients); err != nil {
+			return res, err
 		}
-		w.log.add("FAULT", "SIGSTOP of all workers")
+	case stopped:
+		stopWorkers()
 		pause(200*time.Millisecond, 500*time.Millisecond)
-		// Clients whose snapshots hold what is pending now.
-		for _, p := range w.of("broadcaster") {
-			p.clients.Cut()
-		}
+		cutClients() // some come back by snapshots that hold what is pending now
 		pause(200*time.Millisecond, 500*time.Millisecond)
 	}
 
@@ -101,10 +129,11 @@ func (g *generation) failover(seed uint64, from []kind) (result, error) {
 		}
 		w.log.add("FAULT", "SIGCONT of all workers")
 	}
-	faults := schedule(w, seed, from, g.topics)
-	g.faults = faults
+	faults := schedule(w, seed, from, g.topics, 0)
+	g.faults = nil
 	var breaking sync.WaitGroup
 	if r.IntN(3) == 0 && len(faults) > 0 {
+		g.faults = faults[:1]
 		breaking.Go(faults[0].run)
 	}
 	pause(700*time.Millisecond, 1200*time.Millisecond)
@@ -132,7 +161,13 @@ func (g *generation) failover(seed uint64, from []kind) (result, error) {
 	g.verify(ev)
 	first, last := g.waits(ev, lost, wrote)
 	res.First, res.Last, res.Held = quantile(first, 1), quantile(last, 1), time.Millisecond
-	res.Lost, res.Astray, res.Resets, res.Needless = g.lost, g.astray, g.resets, g.needless
+	res.Again, res.AllAgain = g.recovery(ev, lost, wrote)
+	for _, f := range g.faults {
+		if f.err == nil {
+			res.Faults = append(res.Faults, f.kind.name)
+		}
+	}
+	res.Lost, res.Astray, res.Resets = g.lost, g.astray, g.resets
 	if g.lost == 0 || g.astray == 0 {
 		w.log.add("round", "nothing was lost, or nobody saw it: the round proves little")
 	}
@@ -141,6 +176,36 @@ func (g *generation) failover(seed uint64, from []kind) (result, error) {
 	}
 	w.replica, err = w.postgres.Replica(w.ctx)
 	return res, err
+}
+
+// pendEverywhere has every client hold, in every topic, ids of events that have no offset and will be lost. They are more
+// than the 32 that a sequence is logged ahead, so that the promoted standby gives the same ids again.
+func (g *generation) pendEverywhere(cutClients func()) error {
+	for range 12 {
+		if err := g.writers.each(); err != nil {
+			return err
+		}
+	}
+	began := time.Now()
+	g.anew.Store(true)
+	defer g.anew.Store(false)
+	cutClients()
+	return g.w.eventually(20*time.Second, func() error {
+		for _, c := range g.clients {
+			c.mu.Lock()
+			held := 0
+			for _, r := range c.state {
+				if r.began.After(began) && len(r.left) > 0 {
+					held++
+				}
+			}
+			c.mu.Unlock()
+			if held < len(g.topics) {
+				return fmt.Errorf("%s holds pending ids of %d topics", c.name, held)
+			}
+		}
+		return nil
+	})
 }
 
 // execOn runs a statement on a server.

@@ -284,11 +284,7 @@ func (g *generation) surfaced(ev *evidence, r *passage, present bool) {
 	if strings.HasPrefix(r.over, "reset") && !forked {
 		cursor, j := r.cursor, at(r.cursor.Offset)
 		ordinal, known := ev.epochs[cursor.Epoch]
-		if needless := known && (cursor.Offset == 0 || j != nil && ev.epochs[j.Epoch] <= ordinal); needless && g.lostEpoch {
-			// A broadcaster checks a live subscriber in the epoch that it has joined, although nothing of it may have
-			// been delivered: one reading too many, and told in the results.
-			g.needless++
-		} else if needless {
+		if known && (cursor.Offset == 0 || j != nil && ev.epochs[j.Epoch] <= ordinal) {
 			w.violate("needless-reset", "%s was reset (%s) at %s:%s, which is in this history", r.client, r.over, r.topic, cursor)
 		}
 	}
@@ -451,6 +447,46 @@ func (g *generation) waits(ev *evidence, from, to time.Time) (first, last []time
 	slices.Sort(first)
 	slices.Sort(last)
 	return first, last
+}
+
+// recovery is how long after a moment the first client, and the last of the steady ones, had an event of a transaction
+// that began later, but before until; 0 if there was none.
+func (g *generation) recovery(ev *evidence, from, until time.Time) (first, all time.Duration) {
+	began := make(map[int64]bool)
+	for _, o := range g.writers.log() {
+		began[o.id] = o.began.After(from) && o.began.Before(until)
+	}
+	type place struct { // an id alone may be that of a history that is gone
+		topic, epoch string
+		offset, id   int64
+	}
+	later := make(map[place]bool)
+	for topic, rows := range ev.rows {
+		for i := range rows {
+			if r := &rows[i]; began[r.payload.Op] {
+				later[place{topic, r.Epoch, r.Offset, r.ID}] = true
+			}
+		}
+	}
+	for _, c := range g.clients {
+		var soonest time.Duration
+		c.mu.Lock()
+		for _, r := range c.runs {
+			for _, e := range r.entries {
+				if d := e.at.Sub(from); later[place{r.topic, e.epoch, e.offset, e.id}] && (soonest == 0 || d < soonest) {
+					soonest = d
+				}
+			}
+		}
+		c.mu.Unlock()
+		if soonest > 0 && (first == 0 || soonest < first) {
+			first = soonest
+		}
+		if c.habit == steady {
+			all = max(all, soonest)
+		}
+	}
+	return first, all
 }
 
 // pushes are, for steady clients and ops acknowledged in a span of time, how long each event took to each client.

@@ -18,7 +18,9 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
+	"github.com/commitcast/commitcast/internal/journal"
 	"github.com/commitcast/commitcast/internal/testkit"
+	"github.com/commitcast/commitcast/wire"
 )
 
 // follower is a client that follows many topics and notes when each event came.
@@ -276,4 +278,37 @@ func TestBlackHoledSubscription(t *testing.T) {
 		return n.metric("commitcast_stream_subscriptions_up_count") == 1 && !strings.Contains(n.get("/readyz"), "polling")
 	}, "the subscription is up again")
 	send(1000)
+}
+
+// BenchmarkPoll is what one poll of a broadcaster costs Postgres while Redis is away and 50 of its topics have one new
+// event each, as at 200 events a second.
+func BenchmarkPoll(b *testing.B) {
+	const topics, lagging, each = 1000, 50, 20
+	pool, err := pgxpool.New(b.Context(), testkit.Database(b))
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer pool.Close()
+	for _, sql := range []string{
+		fmt.Sprintf("SELECT commitcast.append('many:' || i %% %d, 'test', '{\"yes\":0.53}') FROM generate_series(1, %d) i", topics, topics*each),
+		"SELECT commitcast.sequence(p::smallint, 0, 100000, NULL, NULL) FROM generate_series(0, 31) p",
+		"ANALYZE",
+	} {
+		if _, err := pool.Exec(b.Context(), sql); err != nil {
+			b.Fatal(err)
+		}
+	}
+	r := journal.New(pool)
+	questions := make([]wire.Question, lagging)
+	for b.Loop() {
+		for i := range questions {
+			questions[i] = wire.Question{Topic: fmt.Sprintf("many:%d", rand.IntN(topics)), Cursor: wire.Cursor{Offset: each - 1}}
+		}
+		_, _, err1 := r.Seqs(b.Context())
+		_, _, err2 := r.Positions(b.Context(), questions)
+		_, frames, err3 := r.Ranges(b.Context(), questions)
+		if err := errors.Join(err1, err2, err3); err != nil || len(frames[lagging-1]) != 1 {
+			b.Fatal(frames, err)
+		}
+	}
 }

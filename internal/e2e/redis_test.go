@@ -26,7 +26,7 @@ type disposable struct {
 // newDisposable starts both; the worker is the user "worker" of Redis, who may do anything at first.
 func newDisposable(t *testing.T) *disposable {
 	t.Helper()
-	d := &disposable{t: t, server: testkit.Redis(t)}
+	d := &disposable{t: t, server: testkit.Redis(t, "user worker on >pass ~* &* +@all")} // it is there after a restart, too
 	d.client = redis.NewClient(d.server.Options())
 	t.Cleanup(func() { d.client.Close() })
 	database := testkit.Database(t)
@@ -35,7 +35,6 @@ func newDisposable(t *testing.T) *disposable {
 		t.Fatal(err)
 	}
 	t.Cleanup(d.pool.Close)
-	d.allow("reset", "on", ">pass", "~*", "&*", "+@all")
 	u, err := url.Parse(d.server.URL())
 	if err != nil {
 		t.Fatal(err)
@@ -155,6 +154,56 @@ func TestRedisTamperedWith(t *testing.T) {
 	}
 	if d.holds(`SELECT EXISTS (SELECT FROM commitcast.dead_letter)`) {
 		t.Error("trouble of Redis made a dead letter")
+	}
+}
+
+// Redis is restarted from a dump in which it was at offset 5 while clients were at 10, as a replica that is promoted or a
+// backup is: a client sees 11, 12, 13 … and nothing else, one that comes sees all, and the stream is whole again.
+func TestRedisRestoredFromAnOlderDump(t *testing.T) {
+	d := newDisposable(t)
+	c := testkit.Dial(t, d.node.URL)
+	c.Subscribe(1, "t", "")
+	c.Expect("subscribed")
+	d.append("t", 5)
+	c.ExpectEvents("t", 1, 5)
+	d.published()
+	d.do("SAVE")
+	d.append("t", 5)
+	c.ExpectEvents("t", 6, 10)
+	d.published()
+
+	if err := d.server.Restart(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if n := d.client.XLen(t.Context(), d.key("t")).Val(); n != 5 {
+		t.Fatalf("Redis came back with %d events, not 5: the test proves nothing", n)
+	}
+	early := testkit.Dial(t, d.node.URL) // before anything is published
+	early.Subscribe(1, "t", d.epoch()+":3")
+	early.Expect("subscribed")
+	early.ExpectEvents("t", 4, 10)
+	for n := int64(11); n <= 30; n++ {
+		d.append("t", 1)
+		c.ExpectEvents("t", n, n)
+		early.ExpectEvents("t", n, n)
+	}
+	late := testkit.Dial(t, d.node.URL)
+	late.Subscribe(1, "t", d.epoch()+":0")
+	late.Expect("subscribed")
+	late.ExpectEvents("t", 1, 30)
+	d.published()
+	entries := d.client.XRange(t.Context(), d.key("t"), "-", "+").Val()
+	for i, e := range entries {
+		if e.ID != fmt.Sprintf("%d-0", i+1) {
+			t.Fatalf("entry %d of the stream is %s", i+1, e.ID)
+		}
+	}
+	if len(entries) != 30 {
+		t.Errorf("the stream holds %d events, not 30", len(entries))
+	}
+	d.append("t", 1)
+	for _, client := range []*testkit.Client{c, early, late} {
+		client.ExpectEvents("t", 31, 31)
 	}
 }
 

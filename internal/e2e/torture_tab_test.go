@@ -20,8 +20,6 @@ import (
 	"github.com/commitcast/commitcast/internal/services"
 )
 
-// soon is how long a tab may take for anything, on a machine that is busy with other tests.
-const soon = time.Minute
 
 // chromium starts one headless browser and returns its context. It ends with the test.
 func chromium(t *testing.T) context.Context {

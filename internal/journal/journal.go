@@ -24,6 +24,12 @@ var rangeSQL string
 // rangeBytes is about how many bytes of data one Range returns: what a subscriber that is behind may hold in memory.
 const rangeBytes = 512 << 10
 
+const (
+	// rangesEvents and rangesBytes are about how much one Ranges returns of each topic: what polling finds new in a moment.
+	rangesEvents = 100
+	rangesBytes  = 32 << 10
+)
+
 // Reader reads the journal through a pool of connections to the primary.
 type Reader struct{ pool *pgxpool.Pool }
 
@@ -87,37 +93,49 @@ func (r *Reader) Seqs(ctx context.Context) (string, [wire.Partitions]int64, erro
 
 // Range implements broadcaster.Journal.
 func (r *Reader) Range(ctx context.Context, topic string, after int64, limit int) (string, [][]byte, error) {
-	rows, err := r.pool.Query(ctx, rangeSQL, topic, after, limit, rangeBytes)
+	epoch, frames, err := r.ranges(ctx, []string{topic}, []int64{after}, limit, rangeBytes)
 	if err != nil {
 		return "", nil, fmt.Errorf("read events of %q after %d: %w", topic, after, err)
 	}
-	defer rows.Close()
-	var epoch string
-	var frames [][]byte
-	for rows.Next() {
-		var current *string
-		var found bool
-		var e wire.Event
-		var key *string
-		if err := rows.Scan(&current, &found, &e.Topic, &e.Offset, &e.Epoch, &e.ID, &e.Type, &key, &e.Data,
-			&e.Headers, &e.At); err != nil {
-			return "", nil, fmt.Errorf("read events of %q after %d: %w", topic, after, err)
-		}
-		if current == nil {
-			return "", nil, errNoEpoch
-		}
-		epoch = *current
-		if !found || e.Offset != after+1+int64(len(frames)) {
-			break // nothing there, or a hole: what follows is not contiguous
-		}
-		if key != nil {
-			e.Key = *key
-		}
-		frames = append(frames, Encode(&e))
+	return epoch, frames[0], nil
+}
+
+// Ranges implements broadcaster.Journal.
+func (r *Reader) Ranges(ctx context.Context, after []wire.Question) (string, [][][]byte, error) {
+	topics, offsets := make([]string, len(after)), make([]int64, len(after))
+	for i, q := range after {
+		topics[i], offsets[i] = q.Topic, q.Cursor.Offset
 	}
-	rows.Close()
-	if err := rows.Err(); err != nil {
-		return "", nil, fmt.Errorf("read events of %q after %d: %w", topic, after, err)
+	epoch, frames, err := r.ranges(ctx, topics, offsets, rangesEvents, rangesBytes)
+	if err != nil {
+		return "", nil, fmt.Errorf("read events of %d topics: %w", len(after), err)
 	}
 	return epoch, frames, nil
+}
+
+func (r *Reader) ranges(ctx context.Context, topics []string, after []int64, limit, bytes int) (epoch string, frames [][][]byte, err error) {
+	rows, err := r.pool.Query(ctx, rangeSQL, topics, after, limit, bytes)
+	if err != nil {
+		return "", nil, err
+	}
+	frames = make([][][]byte, len(topics))
+	var current, key *string
+	var nth int
+	var found bool
+	var e wire.Event
+	_, err = pgx.ForEachRow(rows, []any{&current, &nth, &found, &e.Topic, &e.Offset, &e.Epoch, &e.ID, &e.Type, &key, &e.Data,
+		&e.Headers, &e.At}, func() error {
+		if current == nil {
+			return errNoEpoch
+		}
+		epoch = *current
+		if of := &frames[nth-1]; found && e.Offset == after[nth-1]+1+int64(len(*of)) { // else nothing, or behind a hole
+			if e.Key = ""; key != nil {
+				e.Key = *key
+			}
+			*of = append(*of, Encode(&e))
+		}
+		return nil
+	})
+	return epoch, frames, err
 }

@@ -42,6 +42,7 @@ type link struct {
 	client, target *net.TCPConn // target is nil until dialed
 	cut            bool
 	part           float64 // of the next answer, that is still forwarded; 0: all of it
+	budget         int     // bytes of answers before it is closed; below zero: no limit
 }
 
 // NewProxy starts a proxy for a target: host:port, or a URL whose host is meant. It ends with the test.
@@ -145,6 +146,16 @@ func (p *Proxy) Blackhole() { p.set(false, [2]bool{true, true}) }
 // lost although the target has done what it was asked.
 func (p *Proxy) HoldReplies() { p.set(false, [2]bool{toClient: true}) }
 
+// CutAfter forwards n more bytes of answers on each connection that is open, and closes it in the midst of what it says
+// then. New ones are forwarded as before.
+func (p *Proxy) CutAfter(n int) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for l := range p.links {
+		l.budget = n
+	}
+}
+
 // Resume forwards again, also what was held.
 func (p *Proxy) Resume() { p.set(false, [2]bool{}) }
 
@@ -203,7 +214,7 @@ func (p *Proxy) accept() {
 		if err != nil {
 			return
 		}
-		l := &link{client: conn.(*net.TCPConn)}
+		l := &link{budget: -1, client: conn.(*net.TCPConn)}
 		p.mu.Lock()
 		p.accepted++
 		p.links[l] = struct{}{}
@@ -266,19 +277,19 @@ func (p *Proxy) pump(l *link, d direction, from, to *net.TCPConn) {
 		if !p.pass(l, d) {
 			return
 		}
-		forward := n
-		if d == toClient && n > 1 {
-			forward = p.forwarded(l, n)
+		allowed, last := n, false
+		if d == toClient {
+			allowed, last = p.spend(l, n)
 		}
-		if n > 0 {
-			if _, err := to.Write(buf[:forward]); err != nil {
+		if allowed > 0 {
+			if _, err := to.Write(buf[:allowed]); err != nil {
 				p.broken(l)
 				return
 			}
 		}
-		if forward < n {
+		if last {
 			p.mu.Lock()
-			p.end(l, false)
+			p.end(l, false) // in order: what was forwarded arrives
 			p.mu.Unlock()
 			return
 		}
@@ -293,14 +304,20 @@ func (p *Proxy) pump(l *link, d direction, from, to *net.TCPConn) {
 	}
 }
 
-// forwarded is how much of an answer of n bytes is forwarded; n, unless the link is to break.
-func (p *Proxy) forwarded(l *link, n int) int {
+// spend says how many of n bytes of an answer may go. last: the connection ends after them, in the middle of an answer.
+func (p *Proxy) spend(l *link, n int) (allowed int, last bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if l.part == 0 {
-		return n
+	switch {
+	case l.part > 0 && n > 1:
+		return min(1+int(l.part*float64(n-1)), n-1), true
+	case l.budget < 0:
+		return n, false
+	case n > l.budget:
+		return l.budget, true
 	}
-	return min(1+int(l.part*float64(n-1)), n-1)
+	l.budget -= n
+	return n, false
 }
 
 // pass waits while a direction is held. False: the connection was cut.
