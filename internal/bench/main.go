@@ -29,7 +29,11 @@ type results struct {
 	Pipeline []pipelineResult `json:"pipeline"`
 	Pgbench  []pgbenchResult  `json:"pgbench"`
 	Writers  []writersResult  `json:"writers"`
+	Backlog  []backlogResult  `json:"backlog"`
 	Fanout   []fanResult      `json:"fanout"`
+	Idle     []fanResult      `json:"idle"`
+	Stalled  []fanResult      `json:"stalled"`
+	Storm    []stormResult    `json:"storm"`
 }
 
 func main() {
@@ -61,7 +65,8 @@ func main() {
 		fmt.Printf("\nRound %d\n", round+1)
 		for _, hop := range hops {
 			if err := map[string]func(context.Context, float64) error{
-				"pipeline": r.pipeline, "pgbench": r.pgbench, "writers": r.writers, "fanout": r.fanout,
+				"pipeline": r.pipeline, "pgbench": r.pgbench, "writers": r.writers, "backlog": r.backlog, "fanout": r.fanout,
+				"idle": r.idle, "stalled": r.stalled, "storm": r.storm,
 			}[hop](ctx, seconds); err != nil {
 				fatal(err)
 			}
@@ -74,7 +79,7 @@ func main() {
 }
 
 // allHops are the parts of a round; HOPS selects some.
-var allHops = []string{"pipeline", "pgbench", "writers", "fanout"}
+var allHops = []string{"pipeline", "pgbench", "writers", "backlog", "fanout", "idle", "stalled", "storm"}
 
 func (r *results) pipeline(ctx context.Context, seconds float64) error {
 	for _, kind := range []string{kindLimit, kindCommitcast} {
@@ -125,11 +130,11 @@ func (r *results) writers(ctx context.Context, seconds float64) error {
 	if err != nil {
 		return err
 	}
-	_, stop, err := node(ctx, database, "worker")
+	worker, err := node(ctx, database, "worker")
 	if err != nil {
 		return err
 	}
-	defer stop()
+	defer worker.stop()
 	for _, kind := range []string{kindPlainTable, kindManyTopics, kindOneTopic} {
 		w, err := writers(ctx, kind, database, 32, seconds)
 		if err != nil {
@@ -163,6 +168,70 @@ func (r *results) fanout(_ context.Context, seconds float64) error {
 	return nil
 }
 
+func (r *results) backlog(ctx context.Context, _ float64) error {
+	for _, kind := range []string{kindLimit, kindCommitcast} {
+		database, err := freshDatabase(ctx, "bench_backlog")
+		if err != nil {
+			return err
+		}
+		b, err := backlog(ctx, kind, database)
+		if err != nil {
+			return err
+		}
+		r.Backlog = append(r.Backlog, b)
+		fmt.Printf("  backlog of %d events      %-14s %6.0f events/s\n", b.Events, b.Kind, b.PerSecond)
+	}
+	return nil
+}
+
+// idle measures memory: connections with one subscription each, and next to nothing to deliver.
+func (r *results) idle(context.Context, float64) error {
+	for _, clients := range []int{1, 8000} {
+		f, err := fanout(fanOrder{Kind: kindCommitcast, Topic: "t", Events: 1, Rate: 1, Bytes: 100}, clients, 0)
+		if err != nil {
+			return err
+		}
+		r.Idle = append(r.Idle, f)
+	}
+	n := len(r.Idle)
+	fmt.Printf("  %d idle connections        %-14s %6.1f KiB of RSS each\n", r.Idle[n-1].Clients, kindCommitcast, r.idleKiB(n-1))
+	return nil
+}
+
+func (r *results) idleKiB(i int) float64 {
+	return float64(r.Idle[i].RSS-r.Idle[i-1].RSS) / float64(r.Idle[i].Clients-r.Idle[i-1].Clients) / 1024
+}
+
+// stalled measures what a subscriber that takes nothing does to 1,000 others.
+func (r *results) stalled(_ context.Context, seconds float64) error {
+	for _, stalled := range []int{0, 1} {
+		f, err := fanout(fanOrder{Kind: kindCommitcast, Topic: "t", Events: int64(20 * seconds), Rate: 20, Bytes: 1000}, 1000, stalled)
+		if err != nil {
+			return err
+		}
+		r.Stalled = append(r.Stalled, f)
+		fmt.Printf("  1000 subscribers, %d stalled    %-14s p50 %6.2f ms p99 %6.2f ms, RSS %d MiB\n", stalled, f.Kind, f.P50, f.P99, f.RSS>>20)
+	}
+	return nil
+}
+
+func (r *results) storm(ctx context.Context, _ float64) error {
+	for _, clients := range []int{2000, 5000} {
+		database, err := freshDatabase(ctx, "bench_storm")
+		if err != nil {
+			return err
+		}
+		s, err := storm(ctx, database, clients)
+		if err != nil {
+			return err
+		}
+		r.Storm = append(r.Storm, s)
+		fmt.Printf("  %d come back, %d behind     %-14s all caught up in %.2f s, %.0f events read; the connected p50 %.2f ms p99 %.2f ms\n",
+			s.Clients, s.Missed, kindCommitcast, s.Seconds, s.EventsRead, s.LiveP50, s.LiveP99)
+	}
+	return nil
+}
+
 // ratios prints medians over the rounds, each against its limit in the same run.
 func (r *results) ratios() {
 	median := func(v []float64) float64 {
@@ -190,11 +259,16 @@ func (r *results) ratios() {
 			fast[f.Kind] = append(fast[f.Kind], f.PerSecond)
 		}
 	}
+	var drain = map[string][]float64{}
+	for _, b := range r.Backlog {
+		drain[b.Kind] = append(drain[b.Kind], b.PerSecond)
+	}
 	fmt.Printf("\nMedians, as ratios inside this run\n")
 	fmt.Printf("  commit → socket p50, to the bare hops:                     %.2f\n", median(p50[kindCommitcast])/median(p50[kindLimit]))
 	fmt.Printf("  pgbench, commitcast.append to a plain table:               %.2f\n", median(stock[kindCommitcast])/median(stock[kindPlainTable]))
 	fmt.Printf("  transactions/s, one topic to 10,000 topics:                %.2f\n", median(rate[kindOneTopic])/median(rate[kindManyTopics]))
 	fmt.Printf("  transactions/s, outbox to a plain table:                   %.2f\n", median(rate[kindManyTopics])/median(rate[kindPlainTable]))
+	fmt.Printf("  events/s of a backlog, worker to sequencing alone:         %.2f\n", median(drain[kindCommitcast])/median(drain[kindLimit]))
 	fmt.Printf("  deliveries/s, shared log to a queue for each connection:   %.2f\n", median(fast[kindCommitcast])/median(fast[kindQueues]))
 }
 

@@ -71,19 +71,19 @@ func pgbench(ctx context.Context, kind, database string, seconds float64) (pgben
 	if kind == kindCommitcast {
 		trigger = commitcastTrigger
 		for range 2 {
-			_, stop, err := node(ctx, database, "worker")
+			worker, err := node(ctx, database, "worker")
 			if err != nil {
 				return result, err
 			}
-			defer stop()
+			defer worker.stop()
 		}
 		for range 2 {
-			addr, stop, err := node(ctx, database, "broadcaster", "--listen=127.0.0.1:0", "--auth=off", "--drain=10ms")
+			broadcaster, err := node(ctx, database, "broadcaster", "--listen=127.0.0.1:0", "--auth=off", "--drain=10ms")
 			if err != nil {
 				return result, err
 			}
-			defer stop()
-			a, err := newAdder(ctx, addr)
+			defer broadcaster.stop()
+			a, err := newAdder(ctx, broadcaster.clients)
 			if err != nil {
 				return result, err
 			}

@@ -73,37 +73,44 @@ func freshDatabase(ctx context.Context, name string) (string, error) {
 	return url, err
 }
 
+// process is the commitcast command line, running.
+type process struct {
+	clients string // address for clients
+	ops     string // URL for operators
+	pid     int
+	stop    func()
+}
+
 // node runs the commitcast command line in a process of its own, and returns when it is ready.
-func node(ctx context.Context, database string, args ...string) (clients string, stop func(), err error) {
+func node(ctx context.Context, database string, args ...string) (*process, error) {
 	self, err := os.Executable()
 	if err != nil {
-		return "", nil, err
+		return nil, err
 	}
 	args = append(append([]string{"commitcast"}, args...), "--ops-listen=127.0.0.1:0", "--log-format=json")
 	cmd := exec.Command(self, args...)
 	cmd.Env = append(os.Environ(), "DATABASE_URL="+database)
 	stderr, err := cmd.StderrPipe()
 	if err != nil {
-		return "", nil, err
+		return nil, err
 	}
 	if err := cmd.Start(); err != nil {
-		return "", nil, err
+		return nil, err
 	}
-	stop = func() { cmd.Process.Signal(os.Interrupt); cmd.Wait() }
+	p := &process{pid: cmd.Process.Pid, stop: func() { cmd.Process.Signal(os.Interrupt); cmd.Wait() }}
 	lines := bufio.NewScanner(stderr)
-	ops := ""
-	for ops == "" || args[1] != "worker" && clients == "" {
+	for p.ops == "" || args[1] != "worker" && p.clients == "" {
 		if !lines.Scan() {
 			cmd.Wait()
-			return "", nil, fmt.Errorf("%v ended before it served", args)
+			return nil, fmt.Errorf("%v ended before it served", args)
 		}
 		var line struct{ Msg, URL string }
 		json.Unmarshal(lines.Bytes(), &line)
 		switch line.Msg {
 		case "serving clients":
-			clients = strings.TrimSuffix(strings.TrimPrefix(line.URL, "ws://"), "/v1/ws")
+			p.clients = strings.TrimSuffix(strings.TrimPrefix(line.URL, "ws://"), "/v1/ws")
 		case "serving operators":
-			ops = line.URL
+			p.ops = line.URL
 		}
 	}
 	go func() { // ends with the process
@@ -111,16 +118,16 @@ func node(ctx context.Context, database string, args ...string) (clients string,
 		}
 	}()
 	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(20 * time.Millisecond) {
-		resp, err := http.Get(ops + "/readyz")
+		resp, err := http.Get(p.ops + "/readyz")
 		if err == nil {
 			resp.Body.Close()
 			if resp.StatusCode == http.StatusOK {
-				return clients, stop, nil
+				return p, nil
 			}
 		}
 		if time.Now().After(deadline) {
-			stop()
-			return "", nil, fmt.Errorf("%v does not become ready: %v", args, err)
+			p.stop()
+			return nil, fmt.Errorf("%v does not become ready: %v", args, err)
 		}
 	}
 }
@@ -139,17 +146,17 @@ func pipeline(ctx context.Context, kind, database string, rate float64, seconds 
 	var write func(ctx context.Context, account int, data []byte) error
 	switch kind {
 	case kindCommitcast:
-		_, stopWorker, err := node(ctx, database, "worker")
+		worker, err := node(ctx, database, "worker")
 		if err != nil {
 			return result, err
 		}
-		defer stopWorker()
-		clients, stopBroadcaster, err := node(ctx, database, "broadcaster", "--listen=127.0.0.1:0", "--auth=off", "--drain=10ms")
+		defer worker.stop()
+		broadcaster, err := node(ctx, database, "broadcaster", "--listen=127.0.0.1:0", "--auth=off", "--drain=10ms")
 		if err != nil {
 			return result, err
 		}
-		defer stopBroadcaster()
-		addr = clients
+		defer broadcaster.stop()
+		addr = broadcaster.clients
 		write = func(ctx context.Context, account int, data []byte) error {
 			return outbox.Tx(ctx, pool, func(tx *outbox.Transaction) error {
 				if _, err := tx.Exec(ctx, benchUpdate, account); err != nil {

@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -34,6 +35,11 @@ type swarmOrder struct {
 	Sample int `json:"sample"`
 }
 
+// swarmStop ends a swarm before its last event.
+type swarmStop struct {
+	Stop bool `json:"stop"`
+}
+
 // swarmReport is one line on standard output: Ready when all clients are subscribed, then Progress about every 20 ms,
 // then one that is Done.
 type swarmReport struct {
@@ -60,17 +66,25 @@ type swarmClient struct {
 
 func swarmMain() {
 	var order swarmOrder
-	if err := json.NewDecoder(os.Stdin).Decode(&order); err != nil {
+	in := json.NewDecoder(os.Stdin)
+	if err := in.Decode(&order); err != nil {
 		fatal(err)
 	}
 	out := json.NewEncoder(os.Stdout)
-	if err := swarm(order, out); err != nil {
+	stopped := make(chan struct{})
+	go func() { // ends with the process
+		var stop swarmStop
+		if in.Decode(&stop) == nil && stop.Stop {
+			close(stopped)
+		}
+	}()
+	if err := swarm(order, stopped, out); err != nil {
 		out.Encode(swarmReport{Done: true, Error: err.Error()})
 		os.Exit(1)
 	}
 }
 
-func swarm(order swarmOrder, out *json.Encoder) error {
+func swarm(order swarmOrder, stopped <-chan struct{}, out *json.Encoder) error {
 	clients := make([]*swarmClient, order.Clients)
 	var wg sync.WaitGroup
 	dials := make(chan struct{}, 32)
@@ -106,7 +120,7 @@ func swarm(order swarmOrder, out *json.Encoder) error {
 		wg.Add(1)
 		go func() { // ends at the last event
 			defer wg.Done()
-			if err := c.run(order, &first); err != nil {
+			if err := c.run(order, &first); err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
 				errs <- fmt.Errorf("client %d at %d: %w", i, c.at.Load(), err)
 			}
 			last.Store(time.Now().UnixNano())
@@ -119,6 +133,11 @@ func swarm(order swarmOrder, out *json.Encoder) error {
 		select {
 		case <-done:
 			running = false
+		case <-stopped:
+			stopped = nil
+			for _, c := range clients {
+				c.conn.SetReadDeadline(time.Unix(1, 0))
+			}
 		case err := <-errs:
 			return err
 		case <-ticker.C:
