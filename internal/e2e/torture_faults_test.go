@@ -16,7 +16,7 @@ type line struct {
 	r     *torture
 	rng   *rand.Rand
 	proxy *testkit.Proxy
-	tabs  []*tab
+	tabs  []*tortureTab
 	deck  []int // kinds of cuts that are to come
 }
 
@@ -201,7 +201,7 @@ func (r *torture) direct(l *line, i int) {
 }
 
 // reload loads a page again. What it has shown is verified at the next settle point.
-func (r *torture) reload(p *tab) error {
+func (r *torture) reload(p *tortureTab) error {
 	if err := r.collect(p, true); err != nil {
 		return err
 	}

@@ -20,7 +20,6 @@ import (
 	"github.com/commitcast/commitcast/internal/services"
 )
 
-
 // chromium starts one headless browser and returns its context. It ends with the test.
 func chromium(t *testing.T) context.Context {
 	t.Helper()
@@ -49,9 +48,9 @@ func chromium(t *testing.T) context.Context {
 	return ctx
 }
 
-// tab is a tab that shows testdata/torture.html. Its methods return errors, since they are called from goroutines of
+// tortureTab is a tab that shows testdata/torture.html. Its methods return errors, since they are called from goroutines of
 // their own; they may be called from several at once.
-type tab struct {
+type tortureTab struct {
 	name string
 	ctx  context.Context
 	url  string
@@ -60,12 +59,12 @@ type tab struct {
 }
 
 // openTab opens a page that reaches the broadcasters at link.
-func openTab(t *testing.T, chrome context.Context, name, app, link string, options url.Values) *tab {
+func openTab(t *testing.T, chrome context.Context, name, app, link string, options url.Values) *tortureTab {
 	t.Helper()
 	ctx, cancel := chromedp.NewContext(chrome)
 	t.Cleanup(cancel)
 	options.Set("link", "ws://"+link+"/v1/ws")
-	p := &tab{name: name, ctx: ctx, url: "http://" + app + "/?" + options.Encode()}
+	p := &tortureTab{name: name, ctx: ctx, url: "http://" + app + "/?" + options.Encode()}
 	if err := p.load(); err != nil {
 		t.Fatal(err)
 	}
@@ -73,7 +72,7 @@ func openTab(t *testing.T, chrome context.Context, name, app, link string, optio
 }
 
 // load loads the page, anew if it is there.
-func (p *tab) load() error {
+func (p *tortureTab) load() error {
 	p.loading.Lock()
 	defer p.loading.Unlock()
 	if err := chromedp.Do(p.ctx, chromedp.Navigate(p.url)); err != nil {
@@ -83,14 +82,14 @@ func (p *tab) load() error {
 }
 
 // evaluate evaluates an expression in the page.
-func evaluate[T any](p *tab, expression string) (v T, err error) {
+func evaluate[T any](p *tortureTab, expression string) (v T, err error) {
 	p.loading.RLock()
 	defer p.loading.RUnlock()
 	return evaluateIn[T](p, expression)
 }
 
 // evaluateIn is evaluate under p.loading.
-func evaluateIn[T any](p *tab, expression string) (v T, err error) {
+func evaluateIn[T any](p *tortureTab, expression string) (v T, err error) {
 	ctx, cancel := context.WithTimeout(p.ctx, soon)
 	defer cancel()
 	if v, err = chromedp.Run(ctx, chromedp.Evaluate[T](expression, chromedp.EvalAwaitPromise)); err != nil {
@@ -100,13 +99,13 @@ func evaluateIn[T any](p *tab, expression string) (v T, err error) {
 }
 
 // do evaluates an expression and waits for what it promises.
-func (p *tab) do(format string, args ...any) error {
+func (p *tortureTab) do(format string, args ...any) error {
 	_, err := evaluate[bool](p, "Promise.resolve("+fmt.Sprintf(format, args...)+").then(() => true)")
 	return err
 }
 
 // until waits for a condition.
-func (p *tab) until(what string, holds func() (bool, error)) error {
+func (p *tortureTab) until(what string, holds func() (bool, error)) error {
 	for deadline := time.Now().Add(soon); ; time.Sleep(20 * time.Millisecond) {
 		ok, err := holds()
 		if ok && err == nil {
@@ -120,7 +119,7 @@ func (p *tab) until(what string, holds func() (bool, error)) error {
 }
 
 // devtools sends a command of the DevTools protocol.
-func devtools[P, R any](p *tab, c cdp.Command[P, R], params P) (result R, err error) {
+func devtools[P, R any](p *tortureTab, c cdp.Command[P, R], params P) (result R, err error) {
 	ctx, cancel := context.WithTimeout(p.ctx, soon)
 	defer cancel()
 	err = chromedp.Do(ctx, chromedp.Func(func(ctx context.Context, _ *chromedp.Target) error {
@@ -131,16 +130,16 @@ func devtools[P, R any](p *tab, c cdp.Command[P, R], params P) (result R, err er
 }
 
 // freeze stops the page's tasks, as a browser does with a tab in the background; its sockets stay. show wakes it.
-func (p *tab) freeze() error {
+func (p *tortureTab) freeze() error {
 	_, err := devtools(p, page.SetWebLifecycleState, page.SetWebLifecycleStateParams{State: page.SetWebLifecycleStateStateFrozen})
 	return err
 }
 
 // hide minimizes the window: visibilityState is hidden, and timers are throttled to one a second.
-func (p *tab) hide() error { return p.window(browser.WindowStateMinimized) }
+func (p *tortureTab) hide() error { return p.window(browser.WindowStateMinimized) }
 
 // show makes the page visible, however it was hidden.
-func (p *tab) show() error {
+func (p *tortureTab) show() error {
 	_, err := devtools(p, page.SetWebLifecycleState, page.SetWebLifecycleStateParams{State: page.SetWebLifecycleStateStateActive})
 	for _, state := range []browser.WindowState{browser.WindowStateMinimized, browser.WindowStateNormal} { // a frozen page stays hidden otherwise
 		if err == nil {
@@ -153,7 +152,7 @@ func (p *tab) show() error {
 	return p.until("the page is visible", func() (bool, error) { return evaluate[bool](p, "document.visibilityState === 'visible'") })
 }
 
-func (p *tab) window(state browser.WindowState) error {
+func (p *tortureTab) window(state browser.WindowState) error {
 	w, err := devtools(p, browser.GetWindowForTarget, browser.GetWindowForTargetParams{})
 	if err == nil {
 		_, err = devtools(p, browser.SetWindowBounds, browser.SetWindowBoundsParams{WindowID: w.WindowID, Bounds: &browser.Bounds{WindowState: state}})
@@ -171,10 +170,10 @@ type status struct {
 	Holds   bool // the snapshots of both topics held events without an offset
 }
 
-func (p *tab) status() (status, error) { return evaluate[status](p, "torture.status()") }
+func (p *tortureTab) status() (status, error) { return evaluate[status](p, "torture.status()") }
 
 // hurry makes a page connect sooner than it means to.
-func (p *tab) hurry(s status) error {
+func (p *tortureTab) hurry(s status) error {
 	if s.State == "waiting" && s.In > 300 {
 		return p.do("torture.hurry()")
 	}
@@ -182,7 +181,7 @@ func (p *tab) hurry(s status) error {
 }
 
 // connected waits until the page is connected, and follows both topics if it is to.
-func (p *tab) connected(follows bool) (s status, err error) {
+func (p *tortureTab) connected(follows bool) (s status, err error) {
 	err = p.until("the page is connected", func() (_ bool, err error) {
 		if s, err = p.status(); err != nil {
 			return false, err
@@ -193,7 +192,7 @@ func (p *tab) connected(follows bool) (s status, err error) {
 }
 
 // lost waits until the page has lost the connection that it had, and tells whether for its token.
-func (p *tab) lost(before status) (expired bool, err error) {
+func (p *tortureTab) lost(before status) (expired bool, err error) {
 	return expired, p.until("the page notices that its connection is lost", func() (bool, error) {
 		s, err := p.status()
 		expired = s.Expired > before.Expired

@@ -77,7 +77,7 @@ type torture struct {
 	web      *testkit.Proxy // before the market
 	worker   *node
 	lines    []*line
-	tabs     []*tab
+	tabs     []*tortureTab
 
 	kills  atomic.Int64 // of broadcasters: begun or over
 	failed atomic.Bool  // the test is over
@@ -216,7 +216,7 @@ func (r *torture) settle(round int) {
 }
 
 // equal waits until a tab says that it is up to date, and compares.
-func (r *torture) equal(p *tab, tables map[string]values, journal map[string][]row) error {
+func (r *torture) equal(p *tortureTab, tables map[string]values, journal map[string][]row) error {
 	if err := p.until("the tab is up to date", func() (bool, error) {
 		s, err := evaluate[shown](p, "torture.shown(false)")
 		if err != nil {
@@ -268,7 +268,7 @@ type past struct {
 }
 
 // collect takes what a tab has counted and recorded.
-func (r *torture) collect(p *tab, ends bool) error {
+func (r *torture) collect(p *tortureTab, ends bool) error {
 	rep, err := evaluate[report](p, fmt.Sprintf("torture.report(%t)", ends))
 	if err != nil {
 		return err
