@@ -365,7 +365,7 @@ func turnOf(turns *[wire.Partitions]*turn, v [][]byte) (*turn, error) {
 	}
 	p := int16(binary.BigEndian.Uint16(v[0]))
 	if p < 0 || int(p) >= len(turns) || turns[p] == nil {
-		return nil, fmt.Errorf("Postgres answered about partition %d, which was not asked about", p)
+		return nil, fmt.Errorf("an answer about partition %d, which was not asked about", p)
 	}
 	return turns[p], nil
 }

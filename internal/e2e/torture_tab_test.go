@@ -58,8 +58,8 @@ type tortureTab struct {
 	loading sync.RWMutex // held while there is no page
 }
 
-// openTab opens a page that reaches the broadcasters at link.
-func openTab(t *testing.T, chrome context.Context, name, app, link string, options url.Values) *tortureTab {
+// openTortureTab opens a page that reaches the broadcasters at link.
+func openTortureTab(t *testing.T, chrome context.Context, name, app, link string, options url.Values) *tortureTab {
 	t.Helper()
 	ctx, cancel := chromedp.NewContext(chrome)
 	t.Cleanup(cancel)

@@ -104,7 +104,7 @@ func newTorture(t *testing.T, seed uint64) *torture {
 	chrome := chromium(t)
 	open := func(name string, l *line, options url.Values) {
 		options.Set("seed", strconv.FormatUint(seed+uint64(len(r.tabs)), 10))
-		p := openTab(t, chrome, name, r.web.Addr, l.proxy.Addr, options)
+		p := openTortureTab(t, chrome, name, r.web.Addr, l.proxy.Addr, options)
 		l.tabs = append(l.tabs, p)
 		r.tabs = append(r.tabs, p)
 	}
