@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -19,6 +20,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
+	"github.com/commitcast/commitcast/auth"
 	"github.com/commitcast/commitcast/broadcaster"
 	"github.com/commitcast/commitcast/internal/journal"
 	"github.com/commitcast/commitcast/internal/testkit"
@@ -88,14 +90,21 @@ func TestOpenAPI(t *testing.T) {
 	}
 
 	const events = "/v1/topics/account:1/events"
+	upgrade := []string{"Connection", "Upgrade", "Upgrade", "websocket", "Sec-WebSocket-Version", "13", "Sec-WebSocket-Key", "AAAAAAAAAAAAAAAAAAAAAA=="}
 	send(200, "GET", events, "")
 	send(400, "GET", events+"?after=nonsense", "")
 	send(403, "GET", events, "", "Origin", "https://evil.test")
+	send(401, "GET", events, "", guarded, "yes")
+	send(401, "GET", events, "", guarded, "yes", "Authorization", "Bearer stolen")
+	send(421, "GET", "https://rebound.test"+events, "")
+	send(421, "OPTIONS", "https://rebound.test"+events, "", "Origin", "https://good.test")
 	send(204, "OPTIONS", events, "", "Origin", "https://good.test")
 	send(403, "OPTIONS", events, "", "Origin", "https://evil.test")
 	send(426, "GET", "/v1/ws", "")
-	send(403, "GET", "/v1/ws", "", "Origin", "https://evil.test", "Connection", "Upgrade", "Upgrade", "websocket",
-		"Sec-WebSocket-Version", "13", "Sec-WebSocket-Key", "AAAAAAAAAAAAAAAAAAAAAA==")
+	send(400, "GET", "/v1/ws?token=x", "", upgrade...)
+	send(401, "GET", "/v1/ws", "", append([]string{guarded, "yes", "Authorization", "Bearer stolen"}, upgrade...)...)
+	send(421, "GET", "https://rebound.test/v1/ws", "", upgrade...)
+	send(403, "GET", "/v1/ws", "", append([]string{"Origin", "https://evil.test"}, upgrade...)...)
 
 	h, body := send(200, "GET", "/snapshot", "")
 	send(304, "GET", "/snapshot", "", "If-None-Match", h.Get("ETag"))
@@ -145,6 +154,16 @@ func TestOpenAPI(t *testing.T) {
 	}
 }
 
+// guarded is the header of requests that go to a broadcaster with authentication.
+const guarded = "Test-Guarded"
+
+// nobody refuses every token.
+type nobody struct{}
+
+func (nobody) Verify(context.Context, string) (*auth.Identity, error) {
+	return nil, fmt.Errorf("%w: not one of ours", auth.ErrRefused)
+}
+
 // recorder ends the request once the body holds a text.
 type recorder struct {
 	*httptest.ResponseRecorder
@@ -175,17 +194,22 @@ func service(t *testing.T, pool *pgxpool.Pool) (mux *http.ServeMux, stop func())
 	}
 	s := stream.NewMemory(stream.MemoryConfig{})
 	t.Cleanup(func() { s.Close() })
-	b, err := broadcaster.New(journal.New(pool), s, broadcaster.Config{Drain: time.Millisecond, Hosts: []string{"example.com"}, Origins: []string{"good.test"}})
+	cfg := broadcaster.Config{Drain: time.Millisecond, Hosts: []string{"example.com"}, Origins: []string{"good.test"}}
+	b, err := broadcaster.New(journal.New(pool), s, cfg)
+	must(err)
+	cfg.Verifier = nobody{}
+	locked, err := broadcaster.New(journal.New(pool), s, cfg)
 	must(err)
 	ctx, cancel := context.WithCancel(context.Background())
-	done := make(chan struct{})
-	go func() { // ends with stop
-		defer close(done)
-		b.Run(ctx)
-	}()
-	stop = func() { cancel(); <-done }
+	var running sync.WaitGroup
+	for _, b := range []*broadcaster.Broadcaster{b, locked} {
+		running.Go(func() { b.Run(ctx) }) // ends with stop
+	}
+	stop = func() { cancel(); running.Wait() }
 	t.Cleanup(stop)
-	testkit.Eventually(t, 10*time.Second, b.Ready, "the broadcaster is ready")
+	for _, b := range []*broadcaster.Broadcaster{b, locked} {
+		testkit.Eventually(t, 10*time.Second, b.Ready, "the broadcaster is ready")
+	}
 
 	quiet := slog.New(slog.DiscardHandler)
 	topic := func(*http.Request) (string, error) { return "account:1", nil }
@@ -233,7 +257,13 @@ func service(t *testing.T, pool *pgxpool.Pool) (mux *http.ServeMux, stop func())
 	})
 	must(err)
 	mux = http.NewServeMux()
-	mux.Handle("/v1/", b.Handler())
+	mux.HandleFunc("/v1/", func(w http.ResponseWriter, r *http.Request) {
+		if r.Header.Get(guarded) != "" {
+			locked.Handler().ServeHTTP(w, r)
+			return
+		}
+		b.Handler().ServeHTTP(w, r)
+	})
 	mux.HandleFunc("/snapshot", func(w http.ResponseWriter, r *http.Request) {
 		if r.URL.Query().Get("view") == "pages" {
 			pages.SnapshotHandler().ServeHTTP(w, r)
