@@ -31,8 +31,9 @@ const (
 // eventStream is the response to a request for Server-Sent Events: the sink of a session with one subscription. Frames
 // come from the session as for a WebSocket, and leave as events: the cursor as id, the frame as data.
 type eventStream struct {
-	w  http.ResponseWriter
-	rc *http.ResponseController
+	w     http.ResponseWriter
+	rc    *http.ResponseController
+	asked string // the cursor that the client came with, or ""
 
 	done     chan struct{} // the handler is to end the session
 	doneOnce sync.Once
@@ -83,7 +84,7 @@ func (b *Broadcaster) serveEvents(w http.ResponseWriter, r *http.Request) {
 	if r.Method == http.MethodHead {
 		return
 	}
-	e := &eventStream{w: w, rc: http.NewResponseController(w), done: make(chan struct{})}
+	e := &eventStream{w: w, rc: http.NewResponseController(w), asked: req.After, done: make(chan struct{})}
 	s.sink = e
 	if _, why := b.addSession(s); why != "" {
 		refuse(w, why, comeBack+jitter(comeBack))
@@ -142,7 +143,7 @@ func (e *eventStream) writeText(p []byte, timeout time.Duration) error {
 	}()
 	last := false
 	for line := range wire.Lines(p[headerRoom:]) {
-		if out, last = appendServerSent(out, line); last {
+		if out, last = appendServerSent(out, line, e.asked); last {
 			break
 		}
 	}
@@ -197,7 +198,7 @@ func (e *eventStream) setDeadline(t time.Time) error {
 func (e *eventStream) close(c wire.CloseCode) {
 	if c.Code == wire.CloseUnauthorized.Code {
 		frame := wire.AppendError(nil, 0, &wire.Error{Code: wire.CodeForbidden, Message: c.Reason})
-		out, _ := appendServerSent(nil, frame)
+		out, _ := appendServerSent(nil, frame, "")
 		_ = e.write(out, sseGoodbye) // the client may be gone
 	}
 	e.closeNow()
@@ -216,11 +217,12 @@ func (e *eventStream) stop() {
 	e.writing.Unlock()
 }
 
-// appendServerSent appends a frame as an event. last: nothing may follow it in this response.
+// appendServerSent appends a frame as an event. asked is the cursor that the client came with, or "". last: nothing may follow
+// it in this response.
 //
 // Events go by the default type, "message"; other frames by their op, but an error as "refused": EventSource has an "error" of
 // its own.
-func appendServerSent(dst, frame []byte) (_ []byte, last bool) {
+func appendServerSent(dst, frame []byte, asked string) (_ []byte, last bool) {
 	if epoch, offset, ok := eventCursor(frame); ok {
 		dst = append(dst, "id: "...)
 		dst = append(append(append(dst, epoch...), ':'), offset...)
@@ -233,7 +235,12 @@ func appendServerSent(dst, frame []byte) (_ []byte, last bool) {
 	name := m.Op
 	switch m.Op {
 	case "subscribed": // so that a client which reconnects before the first event comes back to here
-		dst = appendID(dst, m.Epoch, m.After)
+		if asked != "" {
+			// Not with the epoch of today: a failover may lose that one, while the client's own cursor stays good.
+			dst = append(append(append(dst, "id: "...), asked...), '\n')
+		} else {
+			dst = appendID(dst, m.Epoch, m.After)
+		}
 	case "reset": // a new id, or EventSource would come back with the same cursor for ever
 		dst = appendRetry(appendID(dst, m.Epoch, m.Head), m.InMS)
 		last = true

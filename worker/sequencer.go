@@ -59,7 +59,7 @@ type sequencer struct {
 
 	// Of the goroutine alone.
 	own     *owner
-	session atomic.Uint64 // of own, counted; read by nobody else but tests
+	session uint64 // of own, counted
 	held    map[lock]struct{}
 	used    time.Time
 }
@@ -190,7 +190,7 @@ func (s *sequencer) serve(ctx context.Context, group []*turn) {
 				continue // the lock went with its session
 			}
 			round = append(round, t)
-		case !t.begin && (s.own == nil || t.session != s.session.Load()):
+		case !t.begin && (s.own == nil || t.session != s.session):
 			t.err = errLockLost
 		default:
 			round = append(round, t)
@@ -200,12 +200,15 @@ func (s *sequencer) serve(ctx context.Context, group []*turn) {
 	if pgErr := new(pgconn.PgError); errors.As(err, &pgErr) && !isFatal(pgErr) && pgErr.Code != queryCanceled && len(round) > 1 {
 		// Whose fault it is shows when each goes alone.
 		for _, t := range round {
-			if t.begin && !t.began || t.end || s.own == nil {
-				continue
-			}
-			t.begin = false
-			if err := s.round(ctx, []*turn{t}); err != nil {
-				t.err = err
+			switch {
+			case t.end || t.begin && !t.began:
+			case s.own == nil: // the one before has cost the session
+				t.err = errLockLost
+			default:
+				t.begin = false
+				if err := s.round(ctx, []*turn{t}); err != nil {
+					t.err = err
+				}
 			}
 		}
 		return
@@ -228,11 +231,11 @@ func (s *sequencer) ready(ctx context.Context, group []*turn) {
 			cctx, cancel := context.WithTimeout(ctx, connectTimeout)
 			s.own, err = s.connect(cctx)
 			cancel()
-			s.session.Add(1)
+			s.session++
 			s.used = time.Now()
 		}
 		if t.begin {
-			t.session, t.err = s.session.Load(), err
+			t.session, t.err = s.session, err
 		}
 	}
 }
