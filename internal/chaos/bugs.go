@@ -133,7 +133,7 @@ var bugs = []bug{
 	{
 		name: "down-ignored", about: "a broadcaster does not notice that push is down",
 		patches: []patch{{"broadcaster/topic.go", "	b.pushTried.Store(true)\n	if b.pushUp.Swap(false) {", "	if true {\n		return\n	}\n	b.pushTried.Store(true)\n	if b.pushUp.Swap(false) {"}},
-		faults:  "redis-kill", hold: 4 * time.Second, rounds: 7, caughtAs: []string{"polling-slow", "push-stays-down"},
+		faults:  "redis-kill", hold: 4 * time.Second, rounds: 7, caughtAs: []string{"outage-unsaid", "polling-slow", "push-stays-down"},
 	},
 	{
 		name: "subscriptions-not-rebuilt", about: "a new connection to Redis subscribes to nothing that the old one had",

@@ -29,6 +29,7 @@ type fault struct {
 	// What became of it.
 	began, ended time.Time
 	err          error
+	silent       []string // broadcasters that said nothing of push being down, just before it healed
 }
 
 // kind is one way to break things.
@@ -215,6 +216,7 @@ func (f *fault) eachKey(command string, args ...any) error {
 func (f *fault) redisKill() error {
 	f.w.redis.Kill()
 	f.wait()
+	f.silent = f.w.silentOnPush()
 	os.Remove(filepath.Join(f.w.redis.Dir(), "dump.rdb"))
 	return f.w.redis.Start(f.w.ctx)
 }

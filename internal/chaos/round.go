@@ -263,6 +263,7 @@ func (g *generation) measure(ev *evidence, res *result, began, wrote time.Time, 
 			_, away := g.waits(ev, f.began.Add(awayAfter), f.ended)
 			p90 := quantile(away, 0.9)
 			w.log.add("round", "while Redis was away, commits waited p90 %v", p90)
+			w.judge(len(f.silent) == 0, "outage-unsaid", "Redis had been away for %v, and %v did not say so", res.Held, f.silent)
 			w.judge(p90 < awayP90, "polling-slow", "while Redis was away for %v, commits waited p90 %v: they must come by polling", res.Held, p90)
 		}
 	}

@@ -264,6 +264,16 @@ func (w *world) pushing() error {
 	return nil
 }
 
+// silentOnPush are the broadcasters that call themselves ready without saying that events come by polling.
+func (w *world) silentOnPush() (names []string) {
+	for _, p := range w.of("broadcaster") {
+		if body, err := p.get("/readyz"); err == nil && !strings.Contains(body, "polling") {
+			names = append(names, p.name)
+		}
+	}
+	return names
+}
+
 // metric adds up a counter of all broadcasters.
 func (w *world) metric(name string) (float64, error) {
 	var sum float64
