@@ -210,7 +210,7 @@ var bugs = []bug{
 			{"migrations/0001_init.up.sql", "            published = CASE WHEN told THEN least(greatest(w.done, q.published), q.seq) ELSE q.published END,",
 				"            published = CASE WHEN w.done > q.published OR NOT told THEN q.seq ELSE q.published END,"},
 		},
-		faults: "epoch-bump,redis-refuse,redis-pause", rounds: 20, caughtAs: []string{"published-unconfirmed", "stream-missing", "stream-forgot", "stream-behind"},
+		faults: "redis-pause,worker-kill,drains-terminate", rounds: 20, caughtAs: []string{"published-unconfirmed", "stream-missing", "stream-forgot", "stream-behind"},
 	},
 	{
 		name: "old-epoch-delivered", about: "a broadcaster goes on with the old epoch's channels, and takes their runs into the new log",

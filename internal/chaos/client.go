@@ -508,8 +508,8 @@ func (c *client) refused(m wire.Message, now time.Time) error {
 		switch {
 		case m.Code == wire.CodeUnavailable && s.state == asked:
 			s.state, s.due = idle, now.Add(100*time.Millisecond+time.Duration(c.r.Int64N(int64(100*time.Millisecond))))
-		case m.Code == wire.CodeNotSubscribed && s.state == leaving:
-			s.state = idle // a reset was faster
+		case m.Code == wire.CodeNotSubscribed && (s.state == leaving || s.state == idle):
+			s.state = idle // a reset was faster; it may have been dealt with already
 		case s.state == leaving: // the subscribe before it was refused; its own answer follows
 		default:
 			c.w.violate("wire-refused", "%s: %s refused: %s %s", c.name, topic, m.Code, m.Message)
