@@ -248,7 +248,7 @@ END $$;
 
 -- sequence: gives offsets to committed events of some partitions: moves them from outbox to journal, in id order, and
 -- records how far publishing is confirmed. Returns where each partition stands, not the rows: a client that stops reading
--- must not hold the locks. At most batch events, shared among the partitions that have any, but always some of each;
+-- must not hold the locks. At most batch events, shared among the partitions that have work, but up to 8 of each in any case;
 -- more says that a partition may have more. It has nothing to say (null) of a partition whose row somebody else has locked.
 -- Called by the worker's sequencer, alone in its transaction, at READ COMMITTED: once for all drains that wait.
 -- Locks in order: partition rows, none waited for; topic rows (only ever taken under their partition's row).
@@ -368,13 +368,15 @@ BEGIN
             AND database = (SELECT oid FROM pg_database WHERE datname = current_database()));
 END $$;
 
--- begin_drain: records that the drain of a term has begun. False: a newer one has, and the caller must stop.
--- Called by a drain before it sequences. Locks: partition row.
+-- begin_drain: records that the drain of a term has begun. False: a newer one has, and the caller must stop. Waits 50 ms for
+-- the partition's row, several batches' time, since all drains of a process wait with it: then error 55P03.
+-- Called by the worker's sequencer for a drain before it sequences. Locks: partition row.
 CREATE FUNCTION commitcast.begin_drain(p smallint, new_term bigint) RETURNS boolean
     LANGUAGE plpgsql VOLATILE
     AS $$
 BEGIN
     PERFORM commitcast.check_epoch();
+    PERFORM set_config('lock_timeout', '50ms', true);
     UPDATE commitcast.partition SET term = new_term WHERE id = p AND term < new_term;
     RETURN FOUND;
 END $$;

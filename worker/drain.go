@@ -79,6 +79,7 @@ const (
 
 // drain runs a partition's drain of one term to its end.
 func (w *Worker) drain(ctx context.Context, partition int16, term int64) (why string, err error) {
+	start := time.Now()
 	d := &drain{
 		w: w, log: w.log.With("partition", partition, "term", term), partition: partition, term: term,
 		wake: make(chan struct{}, 1), limit: readRows,
@@ -91,7 +92,7 @@ func (w *Worker) drain(ctx context.Context, partition int16, term int64) (why st
 		if panicked != nil {
 			err = errors.New("panic")
 		}
-		w.hub.ended(partition, why, err)
+		w.hub.ended(partition, why, err, time.Since(start))
 		w.hub.leave(d) // after the lock is free, so that the dispatcher sees it free
 		if panicked != nil {
 			panic(panicked)
@@ -113,6 +114,7 @@ func (w *Worker) drain(ctx context.Context, partition int16, term int64) (why st
 	var publishing sync.WaitGroup
 	publishing.Go(func() { d.pub.run(pctx) }) // owned by this drain, which waits for it
 	defer publishing.Wait()
+	defer d.release() // not after a call to the stream that hangs
 	defer cancel()
 
 	why, err = d.loop(ctx)
@@ -125,17 +127,19 @@ func (w *Worker) drain(ctx context.Context, partition int16, term int64) (why st
 // begin takes the lock and the term. False: this term is not to be drained here.
 func (d *drain) begin(ctx context.Context) (bool, error) {
 	var err error
-	for {
+	for again := true; again; {
 		d.sequencer = d.w.sequencing()
 		d.turn = &turn{
 			partition: d.partition, term: d.term, begin: true, batch: d.w.cfg.Batch, wake: d.wake, answered: make(chan struct{}, 1),
 		}
-		actx, cancel := context.WithTimeoutCause(ctx, 2*silentAfter, errNoAnswer)
-		err = d.sequencer.ask(actx, d.turn)
-		cancel()
-		if !errors.Is(err, errNoAnswer) || d.sequencer.silentFor() <= silentAfter {
-			break
+		err = d.sequencer.ask(ctx, d.turn)
+		if errors.Is(err, errNoAnswer) {
+			d.w.leaveBehind(d.sequencer)
 		}
+		again = errors.Is(err, errNoAnswer) || errors.Is(err, errGone) && d.w.sequencing() != d.sequencer
+	}
+	if pgErr := new(pgconn.PgError); errors.As(err, &pgErr) && pgErr.Code == lockNotAvailable {
+		return false, nil // somebody is at it: it is ordered again
 	}
 	if pgErr := new(pgconn.PgError); errors.As(err, &pgErr) && !isFatal(pgErr) && d.turn.began {
 		d.turn.at, err = standing{}, nil // the first round meets it again, and deals with it
@@ -165,6 +169,7 @@ func (d *drain) release() {
 	if d.turn == nil {
 		return
 	}
+	d.turn = nil
 	ctx, cancel := context.WithTimeout(context.Background(), releaseTimeout)
 	defer cancel()
 	// A turn of its own: the sequencer may still be busy with one that was not waited for. Without an answer the session is
@@ -203,6 +208,9 @@ func (d *drain) loop(ctx context.Context) (why string, err error) {
 			more, err := d.round(ctx, batch, tell, read)
 			woken = d.at.contested
 			if err != nil {
+				if read { // perhaps it was too much at once
+					d.limit = max(readLeast, d.limit/2)
+				}
 				if failures++; failures > maxSQLFailures || !d.recoverFrom(ctx, err, failures) {
 					return "", err
 				}
@@ -229,6 +237,9 @@ func (d *drain) loop(ctx context.Context) (why string, err error) {
 			more, err := d.round(ctx, batch, true, false)
 			if err != nil || !more && d.at.sequenced == 0 && !d.at.contested {
 				return endIdle, err
+			}
+			if woken = d.at.contested; more && !woken {
+				continue
 			}
 		case handed.IsZero() && now.After(aged) && stopping != nil:
 			hctx, cancel := context.WithTimeout(ctx, time.Second)
@@ -343,7 +354,7 @@ func (d *drain) hand(now time.Time, seq int64) {
 		b.last = seq
 	}
 	d.w.metrics.skipped.Add(float64(c.skipped))
-	if c.bytes >= readBytes/2 {
+	if c.bytes >= d.turn.budget/2 {
 		d.limit = max(readLeast, len(c.frames))
 	} else {
 		d.limit = min(readRows, 2*d.limit)

@@ -29,6 +29,8 @@ const (
 	// here. Other processes may.
 	failureLeast = 250 * time.Millisecond
 	failureMost  = 30 * time.Second
+	// failureForgotten is how long a drain must have lived for the failures before it not to count.
+	failureForgotten = 5 * time.Second
 )
 
 func newHub() *hub { return &hub{kick: make(chan struct{}, 1)} }
@@ -87,7 +89,7 @@ func (h *hub) hint(p int) {
 
 // ended counts how the drains of a partition end. One that was passed says nothing: River also runs the jobs of terms
 // that have failed again.
-func (h *hub) ended(partition int16, why string, err error) {
+func (h *hub) ended(partition int16, why string, err error, lived time.Duration) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	f := &h.failures[partition]
@@ -96,6 +98,9 @@ func (h *hub) ended(partition int16, why string, err error) {
 			*f = failures{}
 		}
 		return
+	}
+	if lived > failureForgotten {
+		f.n = 0
 	}
 	f.until = time.Now().Add(jitter(backoff(f.n, failureLeast, failureMost)))
 	f.n++

@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"math"
 	"runtime/debug"
 	"sync/atomic"
 	"time"
@@ -19,16 +20,16 @@ import (
 type turn struct {
 	partition  int16
 	term       int64
-	session    uint64 // the owner session that the drain began in
-	begin, end bool   // take the lock and the term first; give up the lock, and nothing else
-	batch      int    // how many events to sequence at most
-	tell       bool   // say how far publishing is: done, in epoch
+	begin, end bool // take the lock and the term first; give up the lock, and nothing else
+	batch      int  // how many events to sequence at most
+	tell       bool // say how far publishing is: done, in epoch
 	epoch      string
 	done       int64
 	read       bool // read up to limit events after cursor
 	cursor     int64
 	since      journal.PgMicros
 	limit      int
+	budget     int           // bytes that the read could take, about
 	wake       chan struct{} // emptied when the turn is sent: it looks at what the token was about
 
 	sent     time.Time
@@ -58,10 +59,9 @@ type sequencer struct {
 	left    atomic.Bool   // another has taken its place: end after this round
 
 	// Of the goroutine alone.
-	own     *owner
-	session uint64 // of own, counted
-	held    map[lock]struct{}
-	used    time.Time
+	own  *owner
+	held map[lock]time.Time // the session's locks, and when their drains last asked
+	used time.Time
 }
 
 type lock struct {
@@ -72,11 +72,12 @@ type lock struct {
 func newSequencer(w *Worker) *sequencer {
 	return &sequencer{
 		connect: w.connectOwner, horizon: &w.horizon, metrics: w.metrics,
-		in: make(chan *turn, 2*wire.Partitions), gone: make(chan struct{}), held: make(map[lock]struct{}),
+		in: make(chan *turn, 2*wire.Partitions), gone: make(chan struct{}), held: make(map[lock]time.Time),
 	}
 }
 
-// ask hands over a turn and waits for the answer. If ctx ends first, the turn must not be touched again.
+// ask hands over a turn and waits for the answer. If ctx ends first, the turn must not be touched again. Who begins does not
+// wait for a session that is silent: errNoAnswer.
 func (s *sequencer) ask(ctx context.Context, t *turn) error {
 	t.err = nil
 	select {
@@ -86,13 +87,25 @@ func (s *sequencer) ask(ctx context.Context, t *turn) error {
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	}
-	select {
-	case <-t.answered:
-		return t.err
-	case <-s.gone:
-		return errGone
-	case <-ctx.Done():
-		return context.Cause(ctx)
+	var look <-chan time.Time
+	if t.begin {
+		ticker := time.NewTicker(silentAfter / 4)
+		defer ticker.Stop()
+		look = ticker.C
+	}
+	for {
+		select {
+		case <-t.answered:
+			return t.err
+		case <-s.gone:
+			return errGone
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-look:
+			if s.silentFor() > silentAfter {
+				return errNoAnswer
+			}
+		}
 	}
 }
 
@@ -105,16 +118,22 @@ func (s *sequencer) silentFor() time.Duration {
 	return time.Since(time.Unix(0, since))
 }
 
-// sequencing is the sequencer for drains that begin now. One that has had no answer for silentAfter is left behind, with
-// the drains that wait for it; its partitions are taken over, here or elsewhere, like those of any silent owner.
+// sequencing is the sequencer for drains that begin now.
 func (w *Worker) sequencing() *sequencer {
 	w.sequencerMu.Lock()
 	defer w.sequencerMu.Unlock()
-	if w.sequencer.silentFor() > silentAfter {
-		w.sequencer.left.Store(true)
+	return w.sequencer
+}
+
+// leaveBehind puts a new sequencer in the place of one that does not answer. The drains that wait for that one end with it,
+// and their partitions are taken over, here or elsewhere, like those of any silent owner.
+func (w *Worker) leaveBehind(s *sequencer) {
+	w.sequencerMu.Lock()
+	defer w.sequencerMu.Unlock()
+	if w.sequencer == s {
+		s.left.Store(true)
 		w.startSequencer()
 	}
-	return w.sequencer
 }
 
 // run serves until ctx ends, or another has taken its place.
@@ -160,9 +179,7 @@ func (s *sequencer) run(ctx context.Context) {
 		}
 		clear(waiting[len(left):])
 		waiting = left
-		s.busy.Store(time.Now().UnixNano())
 		s.serve(ctx, group)
-		s.busy.Store(0)
 		for _, t := range group {
 			t.answered <- struct{}{}
 		}
@@ -181,19 +198,30 @@ func (s *sequencer) drop() {
 // serve answers a group of turns.
 func (s *sequencer) serve(ctx context.Context, group []*turn) {
 	s.ready(ctx, group)
+	now := time.Now()
 	round := make([]*turn, 0, len(group))
 	for _, t := range group {
+		l := lock{t.partition, t.term}
+		_, held := s.held[l]
 		switch {
 		case t.err != nil:
 		case t.end:
-			if s.own == nil {
-				continue // the lock went with its session
+			if held { // or the lock went with its session
+				round = append(round, t)
 			}
-			round = append(round, t)
-		case !t.begin && (s.own == nil || t.session != s.session):
+		case !t.begin && !held:
 			t.err = errLockLost
 		default:
+			if held {
+				s.held[l] = now
+			}
 			round = append(round, t)
+		}
+	}
+	// The session lives as long as any drain asks. One that does not ask any more must not keep its lock by that.
+	for l, asked := range s.held {
+		if now.Sub(asked) > ownerIdle {
+			round = append(round, &turn{partition: l.partition, term: l.term, end: true})
 		}
 	}
 	err := s.round(ctx, round)
@@ -223,6 +251,9 @@ func (s *sequencer) serve(ctx context.Context, group []*turn) {
 // queryCanceled is the code of a statement that took longer than statementTimeout: each alone would take as long.
 const queryCanceled = "57014"
 
+// lockNotAvailable is the code of begin_drain when it has waited long enough for the partition's row.
+const lockNotAvailable = "55P03"
+
 // ready connects, if somebody begins.
 func (s *sequencer) ready(ctx context.Context, group []*turn) {
 	var err error
@@ -231,11 +262,10 @@ func (s *sequencer) ready(ctx context.Context, group []*turn) {
 			cctx, cancel := context.WithTimeout(ctx, connectTimeout)
 			s.own, err = s.connect(cctx)
 			cancel()
-			s.session++
 			s.used = time.Now()
 		}
 		if t.begin {
-			t.session, t.err = s.session, err
+			t.err = err
 		}
 	}
 }
@@ -248,6 +278,8 @@ func (s *sequencer) round(ctx context.Context, turns []*turn) (err error) {
 	}
 	o := s.own
 	start := time.Now()
+	s.busy.Store(start.UnixNano())
+	defer s.busy.Store(0)
 	defer func() {
 		if r := recover(); r != nil { // it would end the process; this way it ends the drains
 			err = fmt.Errorf("sequencing panicked: %v\n%s", r, debug.Stack())
@@ -265,7 +297,7 @@ func (s *sequencer) round(ctx context.Context, turns []*turn) (err error) {
 	var working, reading []*turn
 	var byPartition [wire.Partitions]*turn
 	var epoch string
-	batch := turns[0].batch
+	batch := math.MaxInt32
 	for _, t := range turns {
 		t.sent = start
 		if t.end {
@@ -286,6 +318,10 @@ func (s *sequencer) round(ctx context.Context, turns []*turn) (err error) {
 			t.rows.reset()
 		}
 	}
+	budget := readBytes
+	if len(reading) > 0 {
+		budget = max(readBytes/len(reading), readBytesLeast)
+	}
 
 	p := o.conn.StartPipeline(context.Background())
 	for _, t := range turns {
@@ -300,17 +336,19 @@ func (s *sequencer) round(ctx context.Context, turns []*turn) (err error) {
 		o.sendSequence(p, working, batch, epoch, s.horizon.in(epoch))
 	}
 	if len(reading) > 0 {
-		o.sendRead(p, reading, max(readBytes/len(reading), readBytesLeast))
+		o.sendRead(p, reading, budget)
 	}
 	err = p.Flush()
 	for _, t := range turns {
 		if err == nil && t.begin {
+			locked := true // also when begin_drain failed: the lock is the session's, not the transaction's
 			err = s.alone(t, nextResult(p, func(v [][]byte) error {
-				t.began = len(v) == 1 && len(v[0]) == 1 && v[0][0] == 1
+				locked = len(v) == 1 && v[0] != nil
+				t.began = locked && len(v[0]) == 1 && v[0][0] == 1
 				return nil
 			}))
-			if t.began {
-				s.held[lock{t.partition, t.term}] = struct{}{}
+			if locked {
+				s.held[lock{t.partition, t.term}] = start
 			}
 		}
 		if err == nil && t.end {
@@ -319,17 +357,23 @@ func (s *sequencer) round(ctx context.Context, turns []*turn) (err error) {
 		}
 	}
 	if err == nil && len(working) > 0 {
+		answers := 0
 		err = nextResult(p, func(v [][]byte) error {
 			t, err := turnOf(&byPartition, v)
 			if err == nil {
+				answers++
 				err = t.at.scan(v[1:])
 			}
 			return err
 		})
+		if err == nil && answers != len(working) {
+			err = fmt.Errorf("%d answers about %d partitions: %w", answers, len(working), errShape)
+		}
 		if isSQL := errors.As(err, new(*pgconn.PgError)); len(reading) > 0 && (err == nil || isSQL) {
 			err = errors.Join(err, nextResult(p, func(v [][]byte) error {
 				t, err := turnOf(&byPartition, v)
 				if err == nil {
+					t.budget = budget
 					t.err = errors.Join(t.err, t.rows.add(v[1:]))
 				}
 				return err

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -12,6 +13,7 @@ import (
 
 	"github.com/commitcast/commitcast/internal/journal"
 	"github.com/commitcast/commitcast/internal/testkit"
+	"github.com/commitcast/commitcast/stream"
 )
 
 // All drains of a process share one session, which holds the lock of each.
@@ -45,9 +47,11 @@ func TestLockedPartitionDelaysNobody(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer tx.Rollback(t.Context())
-	if _, err := tx.Exec(t.Context(), `SELECT FROM commitcast.partition WHERE id = 5 FOR UPDATE`); err != nil {
+	// Partition 7 has no drain yet: neither does one that begins hold up the others.
+	if _, err := tx.Exec(t.Context(), `SELECT FROM commitcast.partition WHERE id IN (5, 7) FOR UPDATE`); err != nil {
 		t.Fatal(err)
 	}
+	b.append(topicIn(7, 0), `1`)
 	start := time.Now()
 	for i := range 20 {
 		b.append(held, `2`)
@@ -120,6 +124,65 @@ func TestFailingTurnFailsAlone(t *testing.T) {
 	}
 	if g := turns[1]; !g.began || g.err != nil || g.at.sequenced != 1 || len(g.rows.frames) != 1 {
 		t.Errorf("the good one: began %t, %v, %d sequenced, %d read", g.began, g.err, g.at.sequenced, len(g.rows.frames))
+	}
+}
+
+// Who gives up a lock takes nothing from those who go in the same round; and a lock whose drain does not ask any more is
+// given up although its neighbours keep the session busy.
+func TestEndBesideWork(t *testing.T) {
+	b := newBench(t)
+	b.append(topicIn(6, 0), `1`)
+	w, err := New(b.pool, b.stream, Config{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := newSequencer(w)
+	defer s.drop()
+	gone := &turn{partition: 5, term: 1, begin: true, batch: 10}
+	stuck := &turn{partition: 7, term: 1, begin: true, batch: 10}
+	s.serve(t.Context(), []*turn{gone, stuck})
+	if !gone.began || !stuck.began {
+		t.Fatal(gone.err, stuck.err)
+	}
+	s.held[lock{7, 1}] = time.Now().Add(-ownerIdle - time.Second)
+	work := &turn{partition: 6, term: 1, begin: true, batch: 10}
+	s.serve(t.Context(), []*turn{{partition: 5, term: 1, end: true}, work})
+	if work.err != nil || work.at.sequenced != 1 {
+		t.Errorf("beside an end, %d events were sequenced (%v)", work.at.sequenced, work.err)
+	}
+	if n := scalar[int](b, `SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND classid BETWEEN $1::bigint AND $1::bigint + 31
+		AND database = (SELECT oid FROM pg_database WHERE datname = current_database())`, int64(lockClass)); n != 1 {
+		t.Errorf("%d locks are left, want the working drain's", n)
+	}
+	stuck.begin = false
+	if s.serve(t.Context(), []*turn{stuck}); stuck.err != errLockLost {
+		t.Errorf("who comes back was not told: %v", stuck.err)
+	}
+}
+
+// A call to the stream that hangs for ever holds up its own partition for a while, also when the others keep the session busy.
+func TestHangingPublishIsPassed(t *testing.T) {
+	b := newBench(t)
+	hung, busy := topicIn(5, 0), topicIn(6, 0)
+	sub := b.subscribe(b.stream, b.epoch(), hung, busy)
+	s := &breakable{Stream: b.stream}
+	free := make(chan struct{})
+	var hanging atomic.Bool
+	s.set(func(ctx context.Context, offers []stream.Offer) ([]stream.Answer, error) {
+		if offers[0].Topic == hung && !hanging.Swap(true) {
+			<-free // it does not heed ctx
+		}
+		return b.stream.Publish(ctx, offers)
+	})
+	b.runOn(s, Config{})
+	defer close(free)
+	b.append(hung, `1`)
+	for i, start := int64(1), time.Now(); sub.reached(hung) == 0; i++ {
+		b.append(busy, `1`)
+		testkit.Eventually(t, 5*time.Second, func() bool { return sub.reached(busy) >= i }, "the neighbour")
+		if time.Since(start) > 30*time.Second {
+			t.Fatal("the hung partition is not taken over")
+		}
 	}
 }
 
