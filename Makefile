@@ -34,7 +34,7 @@ lint: ## Check format, go vet, staticcheck, TypeScript's types and the modules' 
 	@go test -count=1 -run '^TestTypes$$' ./client/ts
 	@go mod verify
 
-bench: ## Measure throughput and latency (QUICK=1: one short round; HOPS="pipeline pgbench writers fanout": some of them)
+bench: ## Measure throughput and latency (QUICK=1: one short round; HOPS="pipeline writers": some of the hops)
 	@QUICK=$(QUICK) HOPS="$(HOPS)" $(UP) -- go run ./internal/bench
 
 chaos: ## Break everything, and look for a lost or wrong event (ARGS="-rounds 50"; ARGS=-h shows all)
