@@ -233,7 +233,7 @@ func handOff(t *testing.T, b *bank, db outbox.Database, most int, atMost time.Du
 	h := accountView(t, db).SnapshotHandler()
 	var writing, rest sync.WaitGroup
 	enough := make(chan struct{})
-	stop := sync.OnceFunc(func() { close(enough) })
+	stop := func() { close(enough) }
 	open := func() bool {
 		select {
 		case <-enough:
@@ -266,9 +266,9 @@ func handOff(t *testing.T, b *bank, db outbox.Database, most int, atMost time.Du
 	}
 	sights := make([][]sight, 2)
 	deadline := time.Now().Add(atMost)
+	var readers sync.WaitGroup
 	for r := range sights {
-		rest.Go(func() {
-			defer stop()
+		readers.Go(func() {
 			for len(sights[r]) < most/len(sights) && time.Now().Before(deadline) && open() {
 				got := ask(h, "GET", "/account?id=1", "")
 				if got.status == 503 && got.body["type"] == outbox.ProblemBehind {
@@ -290,6 +290,8 @@ func handOff(t *testing.T, b *bank, db outbox.Database, most int, atMost time.Du
 			}
 		})
 	}
+	readers.Wait()
+	stop()
 	writing.Wait()
 	rest.Wait()
 	if err := b.sequence(ctx, 1_000_000); err != nil {
