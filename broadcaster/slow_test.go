@@ -1,6 +1,7 @@
 package broadcaster_test
 
 import (
+	"context"
 	"fmt"
 	"sync"
 	"testing"
@@ -57,7 +58,10 @@ func TestQuietConnectionOutlivesTheWriteTimeout(t *testing.T) {
 		closed <- err
 	}()
 	for began := time.Now(); time.Since(began) < 3*timeout; time.Sleep(timeout / 4) {
-		if err := c.WS.Ping(t.Context()); err != nil {
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+		err := c.WS.Ping(ctx)
+		cancel()
+		if err != nil {
 			t.Fatalf("after %v: %v", time.Since(began), err)
 		}
 	}
