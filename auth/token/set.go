@@ -151,6 +151,10 @@ func (s *set) read(ctx context.Context) ([]Key, error) {
 	request.Header.Set("Accept", "application/jwk-set+json, application/json")
 	response, err := s.client.Do(request)
 	if err != nil {
+		var failed *url.Error
+		if errors.As(err, &failed) {
+			err = failed.Err // without the address, which may hold a secret
+		}
 		return nil, err
 	}
 	defer response.Body.Close()
