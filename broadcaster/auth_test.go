@@ -217,6 +217,9 @@ func TestTokenInURL(t *testing.T) {
 	if status, _, body := answerOf(t, r.URL+"/v1/topics/news/events?token=short", bearer(good)); status != 400 {
 		t.Errorf("%d %s", status, body)
 	}
+	if status, _, body := answerOf(t, r.URL+"/v1/topics/news/events?%zz&token=short", bearer(good)); status != 400 {
+		t.Errorf("beside what cannot be read: %d %s", status, body)
+	}
 	// Nor is one that comes the right way.
 	c := open(t, r.URL, nil)
 	c.Send(fmt.Sprintf(`{"op":"auth","token":%q}`, good[:len(good)-2]))
