@@ -46,7 +46,7 @@ func (b *Broadcaster) verify(ctx context.Context, token string) (*auth.Identity,
 		outcome = "refused"
 	case err != nil:
 		outcome = "unavailable"
-		b.log.Warn("tokens cannot be checked", "error", err)
+		b.undecided.Do(func() { b.log.Warn("tokens cannot be checked", "error", err) })
 	}
 	b.metrics.tokens.WithLabelValues(outcome).Inc()
 	return who, err
