@@ -54,8 +54,9 @@ type WebhookConfig struct {
 //
 //	{"subject":"7","topic":"market:42","claims":{…}}
 //
-// which answers 200 with {"allow":true} or {"allow":false}, or 403 for no. All else is a failure: no answer, a slow one, a
-// redirect, another status. A failure allows nothing; it is not remembered, but after some in a row nobody is asked for a while.
+// which answers 200 with {"allow":true} or {"allow":false}, or 403 for no. All else allows nothing, and is not remembered. It
+// is a failure of the service if it is no answer, a slow one, a redirect, or a status other than 4xx, and 408 and 429: after some
+// in a row nobody is asked for a while. Another 4xx is about one topic, and that too much is asked at once is about this node.
 type Webhook struct {
 	cfg    WebhookConfig
 	client *http.Client
@@ -82,7 +83,13 @@ type webhookDecision struct {
 	until   time.Time
 }
 
-var errWebhook = errors.New("the service that decides about topics does not answer")
+var (
+	errWebhook = errors.New("the service that decides about topics does not answer")
+	// errNoTurn: the service was not asked.
+	errNoTurn = errors.New("too many questions at once")
+	// errNotThis: the service is well, and does not decide about this topic.
+	errNotThis = errors.New("it answered")
+)
 
 // NewWebhook makes a Webhook. Nothing is asked before the first topic.
 func NewWebhook(c WebhookConfig) (*Webhook, error) {
@@ -160,12 +167,20 @@ func (d webhookDecision) err(topic string) error {
 
 // decide asks, unless the circuit is open, and remembers the answer.
 func (w *Webhook) decide(ctx context.Context, key webhookKey, who *Identity, topic string) (webhookDecision, error) {
-	if !w.try() {
+	may, probe := w.try()
+	if !may {
 		w.asked.WithLabelValues("spared").Inc()
 		return webhookDecision{}, errWebhook
 	}
 	allowed, err := w.ask(ctx, who, topic)
-	w.tried(err)
+	switch {
+	case errors.Is(err, errNoTurn):
+		w.untried(probe)
+	case errors.Is(err, errNotThis):
+		w.tried(nil)
+	default:
+		w.tried(err)
+	}
 	if err != nil {
 		w.asked.WithLabelValues("failed").Inc()
 		return webhookDecision{}, fmt.Errorf("%w: %v", errWebhook, err)
@@ -185,7 +200,10 @@ func (w *Webhook) ask(ctx context.Context, who *Identity, topic string) (bool, e
 	case w.turns <- struct{}{}:
 		defer func() { <-w.turns }()
 	case <-ctx.Done():
-		return false, errors.New("too many questions at once")
+		return false, errNoTurn
+	}
+	if ctx.Err() != nil { // both came at once
+		return false, errNoTurn
 	}
 	question := struct {
 		Subject string          `json:"subject"`
@@ -217,6 +235,8 @@ func (w *Webhook) ask(ctx context.Context, who *Identity, topic string) (bool, e
 	switch {
 	case response.StatusCode == http.StatusForbidden:
 		return false, nil
+	case response.StatusCode/100 == 4 && response.StatusCode != http.StatusRequestTimeout && response.StatusCode != http.StatusTooManyRequests:
+		return false, fmt.Errorf("%w %s", errNotThis, response.Status)
 	case response.StatusCode != http.StatusOK:
 		return false, fmt.Errorf("it answered %s", response.Status)
 	case err != nil:
@@ -231,18 +251,27 @@ func (w *Webhook) ask(ctx context.Context, who *Identity, topic string) (bool, e
 	return *answer.Allow, nil
 }
 
-// try reports whether somebody may be asked now.
-func (w *Webhook) try() bool {
+// try reports whether somebody may be asked now, and whether that is to see if the circuit can be closed.
+func (w *Webhook) try() (may, probe bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.failures < webhookFailures {
-		return true
+		return true, false
 	}
 	if w.probing || time.Now().Before(w.closed) {
-		return false
+		return false, false
 	}
 	w.probing = true
-	return true
+	return true, true
+}
+
+// untried notes that nobody was asked after all, which says nothing about the service.
+func (w *Webhook) untried(probe bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if probe {
+		w.probing = false
+	}
 }
 
 // tried notes how a question went.

@@ -1,6 +1,7 @@
 package auth_test
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -137,12 +138,13 @@ type clockwork struct {
 	err   error
 	slow  time.Duration
 	asked int
+	code  int // instead of 200
 }
 
 func (c *clockwork) RoundTrip(r *http.Request) (*http.Response, error) {
 	c.mu.Lock()
 	c.asked++
-	allow, err, slow := c.allow, c.err, c.slow
+	allow, err, slow, code := c.allow, c.err, c.slow, cmp.Or(c.code, 200)
 	c.mu.Unlock()
 	select {
 	case <-time.After(slow):
@@ -152,7 +154,7 @@ func (c *clockwork) RoundTrip(r *http.Request) (*http.Response, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &http.Response{StatusCode: 200, Body: io.NopCloser(strings.NewReader(fmt.Sprintf(`{"allow":%v}`, allow)))}, nil
+	return &http.Response{StatusCode: code, Body: io.NopCloser(strings.NewReader(fmt.Sprintf(`{"allow":%v}`, allow)))}, nil
 }
 
 func (c *clockwork) set(allow bool, err error, slow time.Duration) {
@@ -266,6 +268,45 @@ func TestWebhookDown(t *testing.T) {
 			}
 		})
 	}
+}
+
+// That this node asks too much at once, or that the service does not know a topic, says nothing about the service: nobody is
+// shut out for it.
+func TestWebhookIsNotDown(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := &clockwork{allow: true, slow: 900 * time.Millisecond}
+		w, err := auth.NewWebhook(auth.WebhookConfig{URL: "https://service.test", Logger: slog.New(slog.DiscardHandler), AtOnce: 1})
+		if err != nil {
+			t.Fatal(err)
+		}
+		auth.SetTransport(w, c)
+		who, ctx := &auth.Identity{Subject: "7"}, context.Background()
+		var all sync.WaitGroup
+		for i := range 20 {
+			all.Go(func() { w.Authorize(ctx, who, fmt.Sprint("t", i)) })
+		}
+		all.Wait()
+		c.set(true, nil, 0)
+		if err := w.Authorize(ctx, who, "a"); err != nil {
+			t.Errorf("after a crowd: %v", err)
+		}
+		for code, shut := range map[int]bool{400: false, 401: false, 404: false, 408: true, 429: true, 500: true} {
+			c.code = code
+			for i := range 10 {
+				if err := w.Authorize(ctx, who, fmt.Sprint(code, ":", i)); err == nil || errors.Is(err, auth.ErrForbidden) {
+					t.Errorf("%d: %v", code, err)
+				}
+			}
+			c.code = 0
+			if err := w.Authorize(ctx, who, fmt.Sprint("after", code)); (err != nil) != shut {
+				t.Errorf("after %d: %v", code, err)
+			}
+			time.Sleep(time.Minute)
+			if err := w.Authorize(ctx, who, fmt.Sprint("long after", code)); err != nil {
+				t.Errorf("long after %d: %v", code, err)
+			}
+		}
+	})
 }
 
 // One who gives up does not take the answer from the others.

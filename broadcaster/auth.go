@@ -46,7 +46,7 @@ func (b *Broadcaster) verify(ctx context.Context, token string) (*auth.Identity,
 		outcome = "refused"
 	case err != nil:
 		outcome = "unavailable"
-		b.log.Warn("tokens cannot be checked", "error", err)
+		b.undecided.Do(func() { b.log.Warn("tokens cannot be checked", "error", err) })
 	}
 	b.metrics.tokens.WithLabelValues(outcome).Inc()
 	return who, err
@@ -166,6 +166,8 @@ func (b *Broadcaster) allowed(ctx context.Context, who *auth.Identity, topic str
 	if b.cfg.Verifier == nil {
 		return nil
 	}
+	ctx, cancel := context.WithTimeout(ctx, b.cfg.AuthTimeout)
+	defer cancel()
 	err := b.cfg.Authorizer.Authorize(ctx, who, topic)
 	switch {
 	case err == nil:
@@ -213,24 +215,4 @@ func (b *Broadcaster) revoke(sub *subscription, refusal *wire.Error) {
 		b.metrics.refused.WithLabelValues(refusal.Code).Inc()
 		b.detach(sub)
 	}
-}
-
-// replayAllowed reads one page for a subscription if it may be read still. Called with the session's mu held.
-func (b *Broadcaster) replayAllowed(sub *subscription) {
-	if b.cfg.Verifier == nil {
-		sub.s.startReplay(sub)
-		return
-	}
-	who, life := sub.s.who, sub.life
-	b.spawn(func(ctx context.Context) { // ends with one decision
-		if refusal := b.allowed(ctx, who, sub.t.name); refusal != nil {
-			b.revoke(sub, refusal)
-			return
-		}
-		sub.s.mu.Lock()
-		defer sub.s.mu.Unlock()
-		if sub.life == life && sub.state == subLive {
-			sub.s.startReplay(sub)
-		}
-	})
 }

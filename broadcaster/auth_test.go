@@ -217,6 +217,9 @@ func TestTokenInURL(t *testing.T) {
 	if status, _, body := answerOf(t, r.URL+"/v1/topics/news/events?token=short", bearer(good)); status != 400 {
 		t.Errorf("%d %s", status, body)
 	}
+	if status, _, body := answerOf(t, r.URL+"/v1/topics/news/events?%zz&token=short", bearer(good)); status != 400 {
+		t.Errorf("beside what cannot be read: %d %s", status, body)
+	}
 	// Nor is one that comes the right way.
 	c := open(t, r.URL, nil)
 	c.Send(fmt.Sprintf(`{"op":"auth","token":%q}`, good[:len(good)-2]))
@@ -366,6 +369,30 @@ func TestReplayIsAuthorizedPageByPage(t *testing.T) {
 	r.commit("t", 1)
 	c.Subscribe(2, "u", "") // nothing of t comes any more
 	c.Expect("subscribed")
+}
+
+// While nobody can decide about a topic, its past is not read, and the subscription waits.
+func TestReplayWaitsForADecision(t *testing.T) {
+	s := &switchboard{}
+	r := newRig(t, nil, broadcaster.Config{Verifier: s, Authorizer: s, LogEvents: 8})
+	r.commit("t", 5000)
+	c := open(t, r.URL, nil)
+	c.Auth("x")
+	away := func() { s.set(nil, "t", errors.New("away")) }
+	r.journal.set("after range", away)
+	r.stream.set("after range", away)
+	c.Subscribe(1, "t", r.cursor(0))
+	c.Expect("subscribed")
+	asked := func() int {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		return s.asked["t"]
+	}
+	testkit.Eventually(t, 10*time.Second, func() bool { return asked() >= 4 }, "it is tried again")
+	r.journal.clear()
+	r.stream.clear()
+	s.set(nil, "t", nil)
+	c.ExpectEvents("t", 1, 5000)
 }
 
 // A service that decides about topics and is slow, or gone, keeps new subscriptions out, and neither the events of those that

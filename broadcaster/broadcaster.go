@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/time/rate"
 
 	"github.com/commitcast/commitcast/auth"
 	"github.com/commitcast/commitcast/stream"
@@ -150,6 +151,7 @@ type Broadcaster struct {
 	joiner       *joiner
 	heads        *heads
 	replayer     *replayer
+	undecided    rate.Sometimes // logs that tokens cannot be checked: each client would cost a line
 
 	epoch      atomic.Pointer[string] // "" until the database was asked; written under mu
 	mu         sync.RWMutex
@@ -189,6 +191,7 @@ func New(j Journal, s stream.Stream, cfg Config) (*Broadcaster, error) {
 		perUser:    make(map[string]int),
 		ready:      make(chan struct{}),
 	}
+	b.undecided.Interval = 10 * time.Second
 	b.epoch.Store(new(string))
 	b.ctx, b.cancel = context.WithCancel(context.Background())
 	b.metrics = newMetrics(cfg.Registerer)

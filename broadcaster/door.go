@@ -123,7 +123,11 @@ func withoutPort(host, scheme string) string {
 
 // secure reports whether a request is known to have come by TLS: then a page that did not is not of this origin.
 func (b *Broadcaster) secure(r *http.Request) bool {
-	return r.TLS != nil || b.cfg.TrustedHops > 0 && strings.EqualFold(r.Header.Get("X-Forwarded-Proto"), "https")
+	if r.TLS != nil || b.cfg.TrustedHops == 0 {
+		return r.TLS != nil
+	}
+	said := strings.Split(strings.Join(r.Header.Values("X-Forwarded-Proto"), ","), ",")
+	return strings.EqualFold(strings.TrimSpace(said[len(said)-1]), "https") // each proxy adds at the end
 }
 
 // allowOrigin lets the browser of a page that may ask read the answer.
@@ -153,6 +157,9 @@ func (b *Broadcaster) client(r *http.Request) netip.Prefix {
 		}
 	}
 	ip, err := netip.ParseAddr(hostname(from))
+	if err != nil { // not an address: the peer is one, and a limit there must be
+		ip, err = netip.ParseAddr(hostname(r.RemoteAddr))
+	}
 	if err != nil {
 		return netip.Prefix{}
 	}
@@ -179,7 +186,7 @@ func holdsToken(query string) bool {
 	}
 	values, err := url.ParseQuery(query)
 	if err != nil {
-		values = url.Values{"": {query}} // what can be read of it is not all
+		values[""] = append(values[""], query) // what can be read of it is not all
 	}
 	for name, list := range values {
 		if tokenNames[strings.ToLower(name)] {

@@ -47,7 +47,8 @@ func TestOrigins(t *testing.T) {
 		{"live.example.com", "https://live.example.com", "https", 101},
 		{"LIVE.example.com:443", "https://live.example.com", "https", 101},
 		{"live.example.com", "http://live.example.com", "https", 403}, // a page that anybody on the way could have changed
-		{"live.example.com", "http://live.example.com", "", 101},      // nobody says that this came by TLS
+		{"live.example.com", "http://live.example.com", "http, https", 403},
+		{"live.example.com", "http://live.example.com", "", 101}, // nobody says that this came by TLS
 		{"", "https://a.example.com", "", 101},
 		{"", "https://a.b.example.com", "", 101},
 		{"", "HTTPS://A.example.com", "", 101},

@@ -122,7 +122,7 @@ func (b *Broadcaster) drain() {
 		go func() { // owned by drain
 			defer closing.Done()
 			s.settle(time.Second)
-			s.sink.close(wire.CloseShutdown)
+			s.goodbye(wire.CloseShutdown)
 		}()
 	}
 	closing.Wait()

@@ -110,13 +110,24 @@ func (r *replayer) read(ctx context.Context, ch stream.Channel, after int64) (st
 	return stream.Run{Channel: ch, First: after + 1, Frames: frames}, nil
 }
 
-// replay brings a subscription that fell out of the log one range further. Called with the session's mu held.
+// replay brings a subscription that fell out of the log one range further, if its topic may be read still. While that cannot
+// be decided, nothing is read, and it is tried again. Called with the session's mu held.
 func (b *Broadcaster) replay(sub *subscription) {
-	life, after := sub.life, sub.cursor
+	life, after, who := sub.life, sub.cursor, sub.s.who
 	ch := stream.Channel{Epoch: sub.epoch, Partition: sub.t.partition, Topic: sub.t.name}
 	b.spawn(func(ctx context.Context) { // ends after one range
 		defer sub.s.replayEnded()
-		run, err := b.replayer.fetch(ctx, ch, after)
+		var run stream.Run
+		var err error
+		switch refusal := b.allowed(ctx, who, sub.t.name); {
+		case refusal == nil:
+			run, err = b.replayer.fetch(ctx, ch, after)
+		case refusal.Code == wire.CodeForbidden:
+			b.revoke(sub, refusal)
+			return
+		default:
+			err = refusal
+		}
 		s := sub.s
 		s.mu.Lock()
 		defer s.mu.Unlock()

@@ -99,7 +99,7 @@ func (s *session) serve(ctx context.Context, ws *websocket.Conn, who *auth.Ident
 			return
 		}
 		if typ != websocket.MessageText {
-			s.sink.close(wire.CloseBinary)
+			s.goodbye(wire.CloseBinary)
 			return
 		}
 		for line := range wire.Lines(message) {
@@ -146,7 +146,7 @@ func (s *session) answer(ctx context.Context, req wire.Request, err error) bool 
 		}
 		if s.errors++; s.errors >= maxErrors {
 			s.b.hit(limitRefusals)
-			s.sink.close(wire.CloseTooManyErrors)
+			s.goodbye(wire.CloseTooManyErrors)
 			return false
 		}
 	}
@@ -162,12 +162,18 @@ func (s *session) finish(err error) {
 		s.send(func(p []byte) []byte { return wire.AppendReconnect(p, in) })
 		s.settle(time.Second)
 	}
-	s.sink.close(end.code)
+	s.goodbye(end.code)
+}
+
+// goodbye closes the connection with a code, after which nothing is written any more.
+func (s *session) goodbye(code wire.CloseCode) {
+	s.close()
+	s.sink.close(code)
 }
 
 // flooded cuts off a client that sends control frames without end.
 func (s *session) flooded() {
-	s.b.spawn(func(context.Context) { s.sink.close(because(wire.CloseTooManyErrors, errors.New("pings")).code) }) // ends within the WebSocket's closing timeout
+	s.b.spawn(func(context.Context) { s.goodbye(because(wire.CloseTooManyErrors, errors.New("pings")).code) }) // ends within the WebSocket's closing timeout
 }
 
 func (s *session) do(ctx context.Context, req wire.Request) error {

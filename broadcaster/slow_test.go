@@ -1,10 +1,13 @@
 package broadcaster_test
 
 import (
+	"context"
 	"fmt"
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/coder/websocket"
 
 	"github.com/commitcast/commitcast/broadcaster"
 	"github.com/commitcast/commitcast/internal/testkit"
@@ -41,6 +44,31 @@ func TestWriteTimeout(t *testing.T) {
 		r.publish("big")
 	}
 	testkit.Eventually(t, 20*time.Second, func() bool { return r.b.Connections() == 0 }, "the stalled client is gone")
+}
+
+// A connection on which nothing was said for longer than the write timeout is as good as new: its pings are answered, and it
+// is closed with a code.
+func TestQuietConnectionOutlivesTheWriteTimeout(t *testing.T) {
+	const timeout = 200 * time.Millisecond
+	r := newRig(t, nil, broadcaster.Config{WriteTimeout: timeout, Heartbeat: time.Hour})
+	c := testkit.Dial(t, r.URL)
+	closed := make(chan error, 1)
+	go func() { // ends with the connection
+		_, err := c.Read(20 * time.Second)
+		closed <- err
+	}()
+	for began := time.Now(); time.Since(began) < 3*timeout; time.Sleep(timeout / 4) {
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+		err := c.WS.Ping(ctx)
+		cancel()
+		if err != nil {
+			t.Fatalf("after %v: %v", time.Since(began), err)
+		}
+	}
+	c.WS.Write(t.Context(), websocket.MessageBinary, []byte("{}"))
+	if err := <-closed; websocket.CloseStatus(err) != 1003 {
+		t.Errorf("closed with %v", err)
+	}
 }
 
 // Many clients of one topic, coming and going at random cursors while events flow, all see them without a hole.

@@ -115,7 +115,9 @@ func (s *socket) writeText(p []byte, timeout time.Duration) error {
 			return err
 		}
 	}
-	return nil
+	// The library writes pongs and close frames to the same connection, and bounds them itself: the deadline of a message
+	// that has left long ago must not fail them.
+	return s.conn.SetWriteDeadline(time.Time{})
 }
 
 // close says goodbye and closes; it waits for the client's answer for some seconds. closeNow does not.

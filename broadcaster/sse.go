@@ -161,6 +161,10 @@ func (e *eventStream) writeText(p []byte, timeout time.Duration) error {
 func (e *eventStream) write(p []byte, timeout time.Duration) error {
 	e.writing.Lock()
 	defer e.writing.Unlock()
+	return e.writeLocked(p, timeout)
+}
+
+func (e *eventStream) writeLocked(p []byte, timeout time.Duration) error {
 	for len(p) > 0 {
 		chunk := p[:min(len(p), sseChunk)]
 		p = p[len(chunk):]
@@ -196,13 +200,26 @@ func (e *eventStream) setDeadline(t time.Time) error {
 // close and closeNow tell the handler to end. What was written has been flushed. A stream has no close codes: that the
 // token is not good any more is said in a frame.
 func (e *eventStream) close(c wire.CloseCode) {
-	if c.Code == wire.CloseUnauthorized.Code {
+	// A client that takes a little now and then could hold a write, and with it the stream, for as long as it likes.
+	if c.Code == wire.CloseUnauthorized.Code && e.turn(sseGoodbye) {
+		defer e.writing.Unlock()
 		frame := wire.AppendError(nil, 0, &wire.Error{Code: wire.CodeForbidden, Message: c.Reason})
 		out, _ := appendServerSent(nil, frame, "")
-		_ = e.write(out, sseGoodbye) // the client may be gone
+		_ = e.writeLocked(out, sseGoodbye) // the client may be gone
 	}
 	e.closeNow()
 }
+
+// turn takes writing, unless somebody holds it for too long.
+func (e *eventStream) turn(most time.Duration) bool {
+	for deadline := time.Now().Add(most); !e.writing.TryLock(); time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			return false
+		}
+	}
+	return true
+}
+
 func (e *eventStream) closeNow() { e.doneOnce.Do(func() { close(e.done) }) }
 
 // stop makes sure that nobody writes any more. Called by the handler, before it returns.

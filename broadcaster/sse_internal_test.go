@@ -1,6 +1,27 @@
 package broadcaster
 
-import "testing"
+import (
+	"net/http"
+	"net/http/httptest"
+	"testing"
+	"time"
+
+	"github.com/commitcast/commitcast/wire"
+)
+
+// A stream whose client holds a write for ever ends all the same.
+func TestEventStreamClosesBesideAWrite(t *testing.T) {
+	w := httptest.NewRecorder()
+	e := &eventStream{w: w, rc: http.NewResponseController(w), done: make(chan struct{})}
+	e.writing.Lock() // as a write does that makes little progress
+	go e.close(wire.CloseUnauthorized)
+	select {
+	case <-e.done:
+	case <-time.After(20 * time.Second):
+		t.Error("it goes on")
+	}
+	e.writing.Unlock()
+}
 
 func TestAppendServerSent(t *testing.T) {
 	for _, c := range []struct {

@@ -71,7 +71,7 @@ func (sub *subscription) collect(p []byte, budget int) (_ []byte, more bool) {
 		sub.s.b.metrics.delivered.Add(float64(n))
 	}
 	if replay {
-		sub.s.b.replayAllowed(sub)
+		sub.s.startReplay(sub)
 	}
 	return p, more
 }

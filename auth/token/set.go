@@ -120,7 +120,7 @@ func (s *set) find(id, algorithm string) (found []Key) {
 	return found
 }
 
-// fetch reads the set. One that cannot be read, or has no key, leaves what is known as it is.
+// fetch reads the set. One that cannot be read leaves what is known as it is; one without a key is taken at its word.
 func (s *set) fetch() {
 	ctx, cancel := context.WithTimeout(context.Background(), setTimeout)
 	defer cancel()
@@ -151,6 +151,10 @@ func (s *set) read(ctx context.Context) ([]Key, error) {
 	request.Header.Set("Accept", "application/jwk-set+json, application/json")
 	response, err := s.client.Do(request)
 	if err != nil {
+		var failed *url.Error
+		if errors.As(err, &failed) {
+			err = failed.Err // without the address, which may hold a secret
+		}
 		return nil, err
 	}
 	defer response.Body.Close()
@@ -197,7 +201,7 @@ func parseSet(text []byte, algorithms []string) ([]Key, error) {
 			return nil, fmt.Errorf("more than %d keys", maxKeys)
 		}
 	}
-	if len(keys) == 0 {
+	if raw.Keys == nil { // a set without a key is the issuer's word that none is good; this is no set
 		return nil, fmt.Errorf("no key for %s in it", strings.Join(algorithms, ", "))
 	}
 	return keys, nil

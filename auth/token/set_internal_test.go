@@ -46,6 +46,9 @@ func (p *published) RoundTrip(r *http.Request) (*http.Response, error) {
 	var set struct {
 		Keys []map[string]string `json:"keys"`
 	}
+	if ids != nil {
+		set.Keys = []map[string]string{}
+	}
 	for _, id := range ids {
 		set.Keys = append(set.Keys, map[string]string{"kty": "OKP", "crv": "Ed25519", "kid": id, "x": base64.RawURLEncoding.EncodeToString(p.keys[id])})
 	}
@@ -149,7 +152,7 @@ func TestSetOutage(t *testing.T) {
 			err  error
 			slow time.Duration
 			ids  []string
-		}{{errors.New("away"), 0, nil}, {nil, time.Hour, []string{"a"}}, {nil, 0, nil}} { // the last: an empty set
+		}{{errors.New("away"), 0, nil}, {nil, time.Hour, []string{"a"}}, {nil, 0, nil}} { // the last: no set
 			p.set(how.err, how.slow, how.ids...)
 			time.Sleep(setFresh + setPause)
 			s.expect(t, "a", nil)
@@ -162,6 +165,19 @@ func TestSetOutage(t *testing.T) {
 		}
 		time.Sleep(setStale)
 		s.expect(t, "a", errUnavailable)
+		p.set(nil, 0, "a")
+		time.Sleep(setPause)
+		s.expect(t, "a", nil)
+	})
+}
+
+// A set without a key is the issuer's word: none is good any more.
+func TestSetIsEmptied(t *testing.T) {
+	bubble(t, func(t *testing.T, s *set, p *published) {
+		s.expect(t, "a", nil)
+		p.set(nil, 0, []string{}...)
+		time.Sleep(setFresh)
+		s.expect(t, "a", auth.ErrRefused)
 		p.set(nil, 0, "a")
 		time.Sleep(setPause)
 		s.expect(t, "a", nil)

@@ -345,7 +345,7 @@ func TestSetThatIsNone(t *testing.T) {
 		"an error":   func(w http.ResponseWriter) { w.WriteHeader(500) },
 		"a redirect": func(w http.ResponseWriter) { w.Header().Set("Location", "/keys"); w.WriteHeader(302) },
 		"a page":     func(w http.ResponseWriter) { fmt.Fprint(w, "<html>") },
-		"nothing":    func(w http.ResponseWriter) { fmt.Fprint(w, `{"keys":[]}`) },
+		"nothing":    func(w http.ResponseWriter) { fmt.Fprint(w, `{}`) },
 		"too much": func(w http.ResponseWriter) {
 			fmt.Fprintf(w, `{"keys":[{"kty":"OKP","crv":"Ed25519","x":%q}],"pad":%q}`, base64.RawURLEncoding.EncodeToString(edPublic), strings.Repeat("x", 1<<20))
 		},
