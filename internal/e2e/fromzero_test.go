@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -57,7 +58,7 @@ func TestFromZero(t *testing.T) {
 			g.terminal(code)
 			switch {
 			case strings.HasPrefix(code, "commitcast all"):
-				g.serves(home + ":8080")
+				g.ready("http://" + home + ":8081/readyz")
 			case strings.HasPrefix(code, "curl"):
 				g.shows("event: subscribed")
 			case strings.HasPrefix(code, "go run"):
@@ -201,4 +202,20 @@ func (g *guide) serves(address string) {
 		}
 		return conn.Close()
 	}, "%s is served", address)
+}
+
+// ready waits until it has asked the database: a moment before that, a person does not type the next command.
+func (g *guide) ready(url string) {
+	g.t.Helper()
+	testkit.Eventually(g.t, soon, func() error {
+		resp, err := http.Get(url)
+		if err != nil {
+			return err
+		}
+		defer resp.Body.Close()
+		if resp.StatusCode != http.StatusOK {
+			return errors.New(resp.Status)
+		}
+		return nil
+	}, "%s says ready", url)
 }
