@@ -272,6 +272,11 @@ func TestThousandTraders(t *testing.T) {
 	}
 	close(start)
 	traders.Wait()
+	// However they were scheduled: who saw only what was before them all, and allows nothing, is refused.
+	for kind := range kinds {
+		order(kind, fmt.Sprint("late", kind), sights[0], 0).is(t, 409, outbox.ProblemStale)
+		refused[kind].Add(1)
+	}
 	close(done)
 	sequencer.Wait()
 	sequenceAll(t, pool)
