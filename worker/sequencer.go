@@ -80,6 +80,7 @@ func newSequencer(w *Worker) *sequencer {
 // wait for a session that is silent: errNoAnswer.
 func (s *sequencer) ask(ctx context.Context, t *turn) error {
 	t.err = nil
+	begin := t.begin // the turn is the sequencer's from here on
 	select {
 	case s.in <- t:
 	case <-s.gone:
@@ -88,7 +89,7 @@ func (s *sequencer) ask(ctx context.Context, t *turn) error {
 		return context.Cause(ctx)
 	}
 	var look <-chan time.Time
-	if t.begin {
+	if begin {
 		ticker := time.NewTicker(silentAfter / 4)
 		defer ticker.Stop()
 		look = ticker.C
