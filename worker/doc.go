@@ -1,9 +1,10 @@
 // Package worker is the second stage: it gives offsets to committed events and publishes them, under River.
 //
 // A dispatcher in each process finds partitions that have work and no living owner, and inserts one River job,
-// outbox_drain, unique on partition and term. The job takes a connection of its own and a session advisory lock on
-// (partition, term), by which everyone can see that it lives, and drains the partition for as long as there is
-// traffic: it moves outbox rows to the journal in batches, reads them back, and offers them to the stream.
+// outbox_drain, unique on partition and term. The job takes a session advisory lock on (partition, term), by which
+// everyone can see that it lives, and drains the partition for as long as there is traffic: it moves outbox rows to the
+// journal in batches, reads them back, and offers them to the stream. All drains of a process go to Postgres together, by
+// one session that holds their locks: the sequencer.
 //
 // Guarantees. Offsets follow the order of the outbox (G3) because one transaction at a time sequences a partition,
 // under its row lock. A batch is offered to the stream only after it is durable (G4). partition.published passes an

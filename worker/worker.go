@@ -33,7 +33,8 @@ type Config struct {
 	// maximum sensible: all 32, so that one process that is left can carry everything. With fewer slots in all
 	// processes together than partitions that are busy, some wait until others have been idle for Linger.
 	Slots int
-	// Batch is how many events are sequenced in one transaction, 1 to 10,000. Default 1,000. Smaller costs commits,
+	// Batch is how many events are sequenced in one transaction, 1 to 10,000; all partitions with work share it, but
+	// have 8 each in any case. Default 1,000. Smaller costs commits,
 	// larger holds a partition's row lock longer.
 	Batch int
 	// Linger is how long a drain waits for more events before it ends. Default 1 s. Shorter costs a River job for
