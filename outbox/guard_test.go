@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math"
 	"math/rand/v2"
 	"net/http"
 	"strconv"
@@ -272,9 +273,9 @@ func TestThousandTraders(t *testing.T) {
 	}
 	close(start)
 	traders.Wait()
-	// However they were scheduled: who saw only what was before them all, and allows nothing, is refused.
+	// However they were scheduled: who saw only what was before them all, and allows only a price that never was, is refused.
 	for kind := range kinds {
-		order(kind, fmt.Sprint("late", kind), sights[0], 0).is(t, 409, outbox.ProblemStale)
+		order(kind, fmt.Sprint("late", kind), sights[0], math.MinInt32).is(t, 409, outbox.ProblemStale)
 		refused[kind].Add(1)
 	}
 	close(done)
