@@ -198,7 +198,7 @@ func New(j Journal, s stream.Stream, cfg Config) (*Broadcaster, error) {
 	b.joiner = &joiner{b: b, kicked: make(chan struct{}, 1)}
 	b.heads = &heads{b: b, kicked: make(chan struct{}, 1), polled: make(chan struct{}),
 		suspects: make(map[*topic]struct{})}
-	b.replayer = &replayer{b: b, slots: make(chan struct{}, replayReads)}
+	b.replayer = newReplayer(b)
 	b.subscription = s.NewSubscription(hears{b})
 	return b, nil
 }
@@ -241,6 +241,7 @@ func (b *Broadcaster) keepTime(ctx context.Context) {
 				s.beat(now)
 			}
 			b.mu.RUnlock()
+			b.replayer.forget(now)
 			if now.Sub(sweep) > topicLinger/3 {
 				sweep = now
 				b.sweepTopics(now)

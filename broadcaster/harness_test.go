@@ -273,12 +273,12 @@ func (s *hookStream) listening(topic string) bool {
 	return ok
 }
 
-func (s *hookStream) Range(ctx context.Context, ch stream.Channel, after int64) (stream.Run, error) {
+func (s *hookStream) Range(ctx context.Context, ch stream.Channel, after int64, limit int) (stream.Run, error) {
 	s.at("before range")
 	if held := s.held.Load(); held != nil {
 		(*held)()
 	}
-	run, err := s.Stream.Range(ctx, ch, after)
+	run, err := s.Stream.Range(ctx, ch, after, limit)
 	s.at("after range")
 	return run, err
 }
