@@ -315,18 +315,19 @@ func (b *Broadcaster) sawDatabase(err error) {
 	}
 }
 
-// spawn runs f in a goroutine that Run waits for. After Run has ended, f is not run.
-func (b *Broadcaster) spawn(f func(ctx context.Context)) {
+// spawn runs f in a goroutine that Run waits for. After Run has ended, f is not run: false.
+func (b *Broadcaster) spawn(f func(ctx context.Context)) bool {
 	b.stopMu.Lock()
 	defer b.stopMu.Unlock()
 	if b.stopped {
-		return
+		return false
 	}
 	b.wg.Add(1)
 	go func() { // owned by Run
 		defer b.wg.Done()
 		f(b.ctx)
 	}()
+	return true
 }
 
 // after runs f once d has passed, unless the broadcaster has stopped by then.

@@ -1,6 +1,7 @@
 package broadcaster
 
 import (
+	"context"
 	"fmt"
 	"net/http"
 	"sync"
@@ -46,7 +47,11 @@ func (b *Broadcaster) serveWS(w http.ResponseWriter, r *http.Request) {
 		}
 		return
 	}
-	s.serve(b.ctx, sock.ws, who)
+	// A goroutine of its own: that of the handler would hold on to the request, what net/http has for it, and a deep stack
+	// for as long as the client stays.
+	if !b.spawn(func(ctx context.Context) { s.serve(ctx, sock.ws, who) }) { // ends with the connection
+		s.end()
+	}
 }
 
 // refuse answers 503 with the time after which to come back.

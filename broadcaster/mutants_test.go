@@ -74,7 +74,7 @@ func TestSpliceMutants(t *testing.T) {
 			Caught: "subscribed once"},
 		{Name: "cursors are not checked in a new history", File: "splice.go",
 			After: "func (r *reader) recheck() bool {", Old: "r.state = subJoining", New: "",
-			Caught: "an event is pushed"},
+			Caught: "it comes to rest"},
 		{Name: "a replay outlives its life", File: "splice.go", Cond: true,
 			Old: "life != r.life", New: "false",
 			Caught: "no replay beyond a life"},

@@ -418,7 +418,7 @@ func (w *world) fetch(ch stream.Channel, after, most int64) (stream.Run, error) 
 	run := stream.Run{Channel: ch, First: after + 1}
 	last := int64(0)
 	switch {
-	case w.chance(10):
+	case w.chance(20):
 		return run, errSim
 	case w.pushUp && !w.streamDown && w.chFirst[e] > 0 && w.chFirst[e] <= after+1 && after+1 <= w.chLast[e]:
 		last = w.chLast[e]
@@ -792,6 +792,9 @@ func (w *world) stepFetch(op *rangeOp) (moved, brought bool) {
 			op.phase = 2
 		}
 		w.log("a read after %d up to %d, for %d: mine %v", op.read.after, op.read.last, op.hole.after, mine)
+		if mine && w.rng.IntN(2) == 0 {
+			return w.stepFetch(op)
+		}
 	case 2:
 		op.run, op.err = w.fetch(op.hole.channel, op.hole.after, op.read.last-op.hole.after)
 		op.phase = 3

@@ -1,5 +1,6 @@
 // Command bench measures the hops of Commitcast beside a limit program for each, in one run: ratios, not promises.
-// It needs DATABASE_URL and REDIS_URL; `make bench` provides private ones. QUICK=1 makes one short round.
+// It needs DATABASE_URL and REDIS_URL; `make bench` provides private ones. QUICK=1 makes one short round; CURVES=1 measures
+// how figures grow with one quantity instead, and draws them.
 package main
 
 import (
@@ -34,6 +35,9 @@ type results struct {
 	Idle     []fanResult      `json:"idle"`
 	Stalled  []fanResult      `json:"stalled"`
 	Storm    []stormResult    `json:"storm"`
+	Curves   []curveResult    `json:"curves,omitempty"`
+
+	Details map[string]string `json:"details"` // of the machine and its servers
 }
 
 func main() {
@@ -49,18 +53,35 @@ func main() {
 	if os.Getenv("QUICK") != "" {
 		rounds, seconds = 1, 3
 	}
+	all := allHops
+	if os.Getenv("CURVES") != "" {
+		all = nil
+		for _, c := range curves {
+			all = append(all, c.name)
+		}
+	}
 	hops := strings.Fields(strings.ReplaceAll(os.Getenv("HOPS"), ",", " "))
 	if len(hops) == 0 {
-		hops = allHops
+		hops = all
 	}
 	for _, hop := range hops {
-		if !slices.Contains(allHops, hop) {
-			fatal(fmt.Errorf("HOPS has %q; there are: %s", hop, strings.Join(allHops, " ")))
+		if !slices.Contains(all, hop) {
+			fatal(fmt.Errorf("HOPS has %q; there are: %s", hop, strings.Join(all, " ")))
 		}
 	}
 	ctx := context.Background()
 	r := results{At: time.Now().UTC(), Machine: fmt.Sprintf("%d cores, %s/%s, %s, everything on it", runtime.NumCPU(), runtime.GOOS, runtime.GOARCH, runtime.Version())}
+	r.Details = machine(ctx)
 	fmt.Println("Machine:", r.Machine)
+	if os.Getenv("CURVES") != "" {
+		if err := r.runCurves(ctx, hops); err != nil {
+			fatal(err)
+		}
+		if err := r.save(); err != nil {
+			fatal(err)
+		}
+		return
+	}
 	for round := range rounds {
 		fmt.Printf("\nRound %d\n", round+1)
 		for _, hop := range hops {
