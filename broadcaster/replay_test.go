@@ -14,7 +14,7 @@ import (
 // Of many who come back at once, each from another cursor and further behind than the log reaches, the first reads and the
 // others take: each missed event is read from storage once.
 func TestStormReadsOnce(t *testing.T) {
-	const events, clients = 3000, 60
+	const events, clients = 2500, 30
 	for _, source := range []string{"stream", "journal"} {
 		t.Run(source, func(t *testing.T) {
 			r := newRig(t, nil, broadcaster.Config{LogEvents: 64})

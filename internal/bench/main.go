@@ -1,6 +1,6 @@
 // Command bench measures the hops of Commitcast beside a limit program for each, in one run: ratios, not promises.
 // It needs DATABASE_URL and REDIS_URL; `make bench` provides private ones. QUICK=1 makes one short round; CURVES=1 measures
-// how figures grow with one quantity instead, and draws them.
+// how figures grow with one quantity instead, and draws them. PROFILE=folder puts a CPU profile of each child there.
 package main
 
 import (
@@ -20,7 +20,11 @@ import (
 // roles are what this program is when it starts itself again as a child.
 var roles = map[string]func(){
 	"swarm": swarmMain, "fanserver": fanserverMain, "bareworker": bareWorkerMain, "barebroadcaster": bareBroadcasterMain,
-	"commitcast": func() { os.Exit(app.Main(os.Args[2:], os.Stdout, os.Stderr)) },
+	"commitcast": func() {
+		if code := app.Main(os.Args[2:], os.Stdout, os.Stderr); code != 0 {
+			os.Exit(code)
+		}
+	},
 }
 
 // results is what one run writes to bench-results/.
@@ -46,6 +50,7 @@ func main() {
 		if !ok {
 			fatal(fmt.Errorf("unknown argument %q; run make bench", os.Args[1]))
 		}
+		defer profile(os.Args[1:])()
 		role()
 		return
 	}
