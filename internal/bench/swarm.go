@@ -256,7 +256,10 @@ func (c *swarmClient) take(order swarmOrder, message []byte, first *atomic.Int64
 		}
 		c.at.Store(offset)
 		c.events++
-		if j := bytes.Index(line[i:], timeField); j >= 0 && (order.Sample <= 1 || offset%int64(order.Sample) == 0) {
+		if order.Sample > 1 && offset%int64(order.Sample) != 0 {
+			continue
+		}
+		if j := bytes.Index(line[i:], timeField); j >= 0 {
 			c.lat = append(c.lat, now.UnixNano()-integer(line[i+j+len(timeField):]))
 		}
 	}
