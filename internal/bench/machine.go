@@ -45,6 +45,21 @@ func profile(args []string) (stop func()) {
 	return pprof.StopCPUProfile
 }
 
+// heapProfile writes what is in use, if PROFILE names a folder.
+func heapProfile(name string) {
+	folder := os.Getenv("PROFILE")
+	if folder == "" {
+		return
+	}
+	f, err := os.Create(fmt.Sprintf("%s/%s-%d-heap.pprof", folder, name, os.Getpid()))
+	if err == nil {
+		err = pprof.WriteHeapProfile(f)
+	}
+	if err != nil {
+		fatal(err)
+	}
+}
+
 func fatal(err error) {
 	fmt.Fprintln(os.Stderr, "bench:", err)
 	os.Exit(1)

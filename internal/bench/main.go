@@ -1,6 +1,7 @@
 // Command bench measures the hops of Commitcast beside a limit program for each, in one run: ratios, not promises.
 // It needs DATABASE_URL and REDIS_URL; `make bench` provides private ones. QUICK=1 makes one short round; CURVES=1 measures
-// how figures grow with one quantity instead, and draws them. PROFILE=folder puts a CPU profile of each child there.
+// how figures grow with one quantity instead, and draws them. PROFILE=folder puts CPU profiles of the children there, and
+// heap profiles of the servers of fan-outs.
 package main
 
 import (
@@ -220,12 +221,12 @@ func (r *results) idle(context.Context, float64) error {
 		r.Idle = append(r.Idle, f)
 	}
 	n := len(r.Idle)
-	fmt.Printf("  %d idle connections        %-14s %6.1f KiB of RSS each\n", r.Idle[n-1].Clients, kindCommitcast, r.idleKiB(n-1))
+	each := func(of func(fanResult) int64) float64 {
+		return float64(of(r.Idle[n-1])-of(r.Idle[n-2])) / float64(r.Idle[n-1].Clients-r.Idle[n-2].Clients) / 1024
+	}
+	fmt.Printf("  %d idle connections        %-14s %6.1f KiB of RSS each; after a collection %.1f of heap, %.1f of stacks\n", r.Idle[n-1].Clients, kindCommitcast,
+		each(func(f fanResult) int64 { return f.RSS }), each(func(f fanResult) int64 { return f.Heap }), each(func(f fanResult) int64 { return f.Stacks }))
 	return nil
-}
-
-func (r *results) idleKiB(i int) float64 {
-	return float64(r.Idle[i].RSS-r.Idle[i-1].RSS) / float64(r.Idle[i].Clients-r.Idle[i-1].Clients) / 1024
 }
 
 // stalled measures what a subscriber that takes nothing does to 1,000 others.
