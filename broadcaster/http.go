@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net/http"
+	"runtime/debug"
 	"sync"
 	"time"
 
@@ -49,7 +50,14 @@ func (b *Broadcaster) serveWS(w http.ResponseWriter, r *http.Request) {
 	}
 	// A goroutine of its own: that of the handler would hold on to the request, what net/http has for it, and a deep stack
 	// for as long as the client stays.
-	if !b.spawn(func(ctx context.Context) { s.serve(ctx, sock.ws, who) }) { // ends with the connection
+	if !b.spawn(func(ctx context.Context) { // ends with the connection
+		defer func() { // as net/http does for its handlers: what one client sends must not end the process
+			if p := recover(); p != nil {
+				b.log.Error("serving a client panicked", "panic", p, "stack", string(debug.Stack()))
+			}
+		}()
+		s.serve(ctx, sock.ws, who)
+	}) {
 		s.end()
 	}
 }
