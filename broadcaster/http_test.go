@@ -27,9 +27,8 @@ func TestPanicCostsOneConnection(t *testing.T) {
 	var said strings.Builder
 	r := newRig(t, nil, broadcaster.Config{Verifier: plain{}, Authorizer: panicky{}, Logger: slog.New(slog.NewTextHandler(&said, nil))})
 	dial := func() *testkit.Client {
-		c := testkit.Dial(t, r.URL)
-		c.Auth("a")
-		c.Expect("hello")
+		c := open(t, r.URL, nil)
+		c.Auth(plainToken("7", time.Hour, "**"))
 		return c
 	}
 	other, bad := dial(), dial()
