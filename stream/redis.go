@@ -204,7 +204,7 @@ func (r *Redis) Ping(ctx context.Context) error {
 // Tick implements [Stream]. With a cluster there would be one tick a shard.
 func (r *Redis) Tick(ctx context.Context) error {
 	if err := r.client.SPublish(ctx, tickKey, messageVersion).Err(); err != nil {
-		return unavailable("tick through redis", err)
+		return unavailable("tick through redis on "+tickKey, err)
 	}
 	return nil
 }
