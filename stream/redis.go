@@ -170,7 +170,7 @@ func (r *Redis) checkVersion(ctx context.Context) error {
 	}
 	info, err := r.client.Info(ctx, "server").Result()
 	if err != nil {
-		if redis.IsAuthError(err) || redis.IsPermissionError(err) {
+		if redis.IsAuthError(err) || redis.IsPermissionError(err) || errors.As(err, new(*tls.CertificateVerificationError)) {
 			return fmt.Errorf("read the version of redis: %w: %w: %w", ErrUnavailable, ErrRefused, err)
 		}
 		return unavailable("read the version of redis", err)
