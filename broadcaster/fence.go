@@ -30,9 +30,9 @@ type fence struct {
 	id      int64  // of that event
 }
 
-// mark takes note of a fence that the log is about to take.
-func (r *reader) mark(f *wire.Fence) {
-	if !f.Revoked || r.subject == "" || f.Subject != r.subject || f.ID <= r.known {
+// mark takes note of a fence that was read in an epoch. A reader that is live in another is about to join again.
+func (r *reader) mark(f *wire.Fence, epoch string) {
+	if !f.Revoked || r.subject == "" || f.Subject != r.subject || f.ID <= r.known || r.state == subLive && r.epoch != epoch {
 		return
 	}
 	switch {
@@ -65,7 +65,7 @@ func (r *reader) may(p wire.Position) bool {
 func (r *reader) meets(frame []byte) (end bool) {
 	f, err := wire.ParseFence(frame)
 	if err == nil {
-		r.mark(&f)
+		r.mark(&f, r.epoch)
 	}
 	return r.at > 0
 }
@@ -105,7 +105,7 @@ func (t *topic) fenceLocked(run stream.Run) {
 	for _, f := range fences(run) {
 		for _, sub := range t.subs {
 			sub.s.mu.Lock()
-			sub.mark(&f)
+			sub.mark(&f, run.Epoch)
 			sub.s.mu.Unlock()
 		}
 	}

@@ -566,7 +566,7 @@ func (w *world) hear() bool {
 func (w *world) mark(run stream.Run) {
 	for _, f := range fences(run) {
 		for _, s := range w.subs {
-			s.mark(&f)
+			s.mark(&f, run.Epoch)
 		}
 	}
 }
