@@ -161,7 +161,7 @@ func TestRevokedBehindTheLog(t *testing.T) {
 	r.stream.held.Store(&stop)
 	c.Subscribe(1, "t", r.cursor(0))
 	c.Expect("subscribed")
-	<-reads // ann's first page is being read …
+	<-reads              // ann's first page is being read …
 	r.revoke("ann", "t") // … while the log takes her fence
 	bob.ExpectEvents("t", 51, 51)
 	expectRefused(t, c, 1)
