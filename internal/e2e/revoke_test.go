@@ -102,7 +102,9 @@ func (w *revoking) url(i int) string {
 }
 
 // upTo is a random time.
-func upTo(rng *rand.Rand, most time.Duration) time.Duration { return time.Duration(rng.Int64N(int64(most))) }
+func upTo(rng *rand.Rand, most time.Duration) time.Duration {
+	return time.Duration(rng.Int64N(int64(most)))
+}
 
 // reading is one connection's way: subscriptions of one subject to one topic, one after the other.
 type reading struct {
@@ -389,7 +391,7 @@ func (w *revoking) change(ctx context.Context, s *subject, restore bool) error {
 
 // breakdown kills something, and starts it again.
 func (w *revoking) breakdown() {
-	time.Sleep(upTo(w.rng, 300 * time.Millisecond)) // it works for a while
+	time.Sleep(upTo(w.rng, 300*time.Millisecond)) // it works for a while
 	kill := func() {
 		i := w.rng.IntN(len(w.nodes))
 		w.nodes[i].cmd.Process.Kill()
@@ -414,7 +416,7 @@ func (w *revoking) breakdown() {
 		if w.rng.IntN(2) == 0 {
 			kill() // and one more that begins without it
 		}
-		time.Sleep(upTo(w.rng, 400 * time.Millisecond)) // it is away for a while
+		time.Sleep(upTo(w.rng, 400*time.Millisecond)) // it is away for a while
 		if err := w.redis.Start(w.t.Context()); err != nil {
 			w.t.Fatal(err)
 		}
