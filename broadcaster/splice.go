@@ -326,7 +326,7 @@ func (r *reader) collect(p []byte, log *sharedLog, budget int) (_ []byte, more b
 		r.end()
 		then = nextEnd
 	case state != readBehind || r.replaying:
-	case r.cleared < log.since():
+	case r.subject != "" && r.cleared < log.since():
 		r.recheck()
 		then = nextCheck
 	default:
