@@ -117,6 +117,7 @@ type reading struct {
 type life struct {
 	asked       time.Time
 	answered    bool
+	at          int64 // where it has come to
 	first, last int64 // that were shown; 0: none
 	forbidden   bool
 }
@@ -199,14 +200,14 @@ func (r *reading) connection(ctx context.Context, url, cursor string) (string, e
 			l := &r.past[len(r.past)-1]
 			switch {
 			case m.Op == "subscribed":
-				l.answered, last = true, m.After
+				l.answered, last, l.at = true, m.After, m.After
 			case m.Op == "event" && (l.forbidden || m.Offset != last+1):
 				err = fmt.Errorf("offset %d after %d, forbidden %v", m.Offset, last, l.forbidden)
 			case m.Op == "event":
 				if l.first == 0 {
 					l.first = m.Offset
 				}
-				last, l.last = m.Offset, m.Offset
+				last, l.last, l.at = m.Offset, m.Offset, m.Offset
 				cursor = wire.Cursor{Epoch: m.Epoch, Offset: m.Offset}.String()
 			case m.Op == "error" && m.Code == wire.CodeForbidden && m.ID == 1:
 				l.forbidden = true
@@ -349,8 +350,8 @@ func (w *revoking) round(round, n int) {
 				switch l, ended := r.now(); {
 				case s.wanted && !s.back && !ended:
 					return fmt.Errorf("%s is not ended, at %d", s.name, l.last)
-				case (!s.wanted || s.back) && l.last < heads[s.topic]:
-					return fmt.Errorf("%s is at %d of %d", s.name, l.last, heads[s.topic])
+				case (!s.wanted || s.back) && l.at < heads[s.topic]:
+					return fmt.Errorf("%s is at %d of %d", s.name, l.at, heads[s.topic])
 				}
 			}
 		}
