@@ -167,7 +167,7 @@ func (r *reading) read(ctx context.Context, w *revoking, rng *rand.Rand, beginni
 // connection is one subscription; it returns where it has come to.
 func (r *reading) connection(ctx context.Context, url, cursor string) (string, error) {
 	dialing, cancel := context.WithTimeout(ctx, 2*time.Second)
-	ws, answer, err := websocket.Dial(dialing, "ws"+strings.TrimPrefix(url, "http")+"/v1/ws", &websocket.DialOptions{Subprotocols: []string{wire.Protocol},
+	ws, answer, err := websocket.Dial(dialing, url+"/v1/ws", &websocket.DialOptions{Subprotocols: []string{wire.Protocol},
 		HTTPHeader: http.Header{"Authorization": {"Bearer " + r.who.token}}})
 	cancel()
 	if err != nil {
