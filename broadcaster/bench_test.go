@@ -2,6 +2,7 @@ package broadcaster
 
 import (
 	"fmt"
+	"math"
 	"net/netip"
 	"testing"
 	"time"
@@ -33,7 +34,7 @@ func BenchmarkLogRead(b *testing.B) {
 	p := make([]byte, headerRoom, 4<<10)
 	b.ReportAllocs()
 	for b.Loop() {
-		p, _, _, _ = l.read(p[:headerRoom], "1-aaaa", 0, maxMessage)
+		p, _, _, _ = l.read(p[:headerRoom], "1-aaaa", 0, math.MaxInt64, maxMessage)
 	}
 }
 

@@ -8,7 +8,7 @@ REVOKE ALL ON SCHEMA commitcast FROM commitcast_writer, commitcast_worker, commi
 ALTER DEFAULT PRIVILEGES IN SCHEMA commitcast REVOKE SELECT ON TABLES FROM commitcast_operator;
 ALTER DEFAULT PRIVILEGES IN SCHEMA commitcast REVOKE SELECT ON SEQUENCES FROM commitcast_operator;
 
-DROP FUNCTION commitcast.settle_grants(), commitcast.detach_leaf(regclass), commitcast.drop_leaf(regclass);
+DROP FUNCTION commitcast.settle_grants(), commitcast.redrive_topics(text[], integer), commitcast.detach_leaf(regclass), commitcast.drop_leaf(regclass);
 ALTER FUNCTION commitcast.check_epoch() SECURITY INVOKER RESET search_path;
 ALTER FUNCTION commitcast.begin_epoch(text, text) SECURITY INVOKER RESET search_path;
 ALTER FUNCTION commitcast.sequence(smallint[], bigint[], integer, text, bigint[], bigint) SECURITY INVOKER RESET search_path;
