@@ -46,7 +46,7 @@ func (b *Broadcaster) serveWS(w http.ResponseWriter, r *http.Request) {
 		}
 		return
 	}
-	s.serve(b.ctx, sock.ws, who)
+	s.serve(b.ctx, sock, who)
 }
 
 // refuse answers 503 with the time after which to come back.

@@ -18,6 +18,9 @@ const (
 	// pingRate and pingBurst are how many pings of a client are answered, a second and at once. A client that means well
 	// sends one every few seconds; heartbeats make even those unnecessary.
 	pingRate, pingBurst = 5, 50
+	// renewEvery and renewBurst are how often a connection may bring a newer token: each has its signature checked, and may
+	// cost a question about each subscription. A token lives for minutes.
+	renewEvery, renewBurst = 5 * time.Second, 5
 	// comeBack is how long those who are turned away are told to wait at least, and half of what they may wait.
 	comeBack = 2 * time.Second
 )
@@ -33,6 +36,8 @@ const (
 	limitPings         = "pings"
 	limitReplays       = "replays"
 	limitMessage       = "message_size"
+	limitFrames        = "frames"
+	limitRenewals      = "renewals"
 )
 
 // full says why one more session cannot be taken; "" if it can. Called with mu held.
@@ -82,12 +87,9 @@ func (b *Broadcaster) hit(limit string) {
 // overloaded is the end of a connection that is one too many.
 func overloaded(why string) ended { return because(wire.CloseOverload, errors.New(why)) }
 
-// count takes a place for a client among the connections of its user.
+// count takes a place for a client among the connections of its user. Those of tokens without a subject are one user.
 func (s *session) count(who *auth.Identity) error {
 	b := s.b
-	if who.Subject == "" {
-		return nil
-	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if b.perUser[who.Subject] >= b.cfg.MaxPerUser {
@@ -96,7 +98,7 @@ func (s *session) count(who *auth.Identity) error {
 	}
 	if _, in := b.sessions[s]; in { // not closed meanwhile
 		b.perUser[who.Subject]++
-		s.user = who.Subject
+		s.user, s.counted = who.Subject, true
 	}
 	return nil
 }
@@ -105,7 +107,7 @@ func (s *session) count(who *auth.Identity) error {
 func (b *Broadcaster) userFull(who *auth.Identity) bool {
 	b.mu.RLock()
 	defer b.mu.RUnlock()
-	return who != nil && who.Subject != "" && b.perUser[who.Subject] >= b.cfg.MaxPerUser
+	return who != nil && b.perUser[who.Subject] >= b.cfg.MaxPerUser
 }
 
 // uncount gives places back. Called with mu held.
@@ -115,7 +117,7 @@ func (b *Broadcaster) uncount(s *session) {
 			delete(b.perAddress, s.from)
 		}
 	}
-	if s.user != "" {
+	if s.counted {
 		if b.perUser[s.user]--; b.perUser[s.user] <= 0 {
 			delete(b.perUser, s.user)
 		}
@@ -147,11 +149,11 @@ func (p *pace) wait(ctx context.Context) error {
 	return p.limiter.Wait(ctx)
 }
 
-// pings counts the control frames of a connection. pong says whether one may be answered; a client that sends far too many
+// newPings counts the control frames of a connection. may says whether one may be answered; a client that sends far too many
 // is cut off.
-func (b *Broadcaster) newPings(cut func()) (pong func(context.Context, []byte) bool) {
+func (b *Broadcaster) newPings(cut func()) (may func() bool) {
 	limiter, cut := rate.NewLimiter(pingRate, pingBurst), sync.OnceFunc(cut)
-	return func(context.Context, []byte) bool {
+	return func() bool {
 		if limiter.Allow() {
 			return true
 		}
@@ -201,4 +203,16 @@ func (s *session) replayEnded() {
 func (b *Broadcaster) tooMany() error {
 	b.hit(limitSubscriptions)
 	return &wire.Error{Code: wire.CodeTooMany, Message: fmt.Sprintf("a connection may have %d subscriptions", b.cfg.MaxSubscriptions)}
+}
+
+// mayRenew reports whether the client may bring one more token now. Called by the session's reader.
+func (s *session) mayRenew() bool {
+	if s.renewed == nil {
+		s.renewed = rate.NewLimiter(rate.Every(renewEvery), renewBurst)
+	}
+	if s.renewed.Allow() {
+		return true
+	}
+	s.b.hit(limitRenewals)
+	return false
 }

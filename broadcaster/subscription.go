@@ -3,6 +3,7 @@ package broadcaster
 import (
 	"fmt"
 
+	"github.com/commitcast/commitcast/auth"
 	"github.com/commitcast/commitcast/wire"
 )
 
@@ -15,6 +16,8 @@ type subscription struct {
 	id    int64 // of the subscribe request
 	dirty bool  // is in s.dirty
 	index int   // in t.subs
+
+	granted *auth.Identity // the last token that was found to allow the topic; nil: authentication is off
 }
 
 // subscribe begins a subscription. The answer comes when it is live.
@@ -35,7 +38,7 @@ func (b *Broadcaster) subscribe(s *session, req wire.Request) error {
 		s.mu.Unlock()
 		return b.tooMany()
 	}
-	sub := &subscription{s: s, id: req.ID, reader: reader{asked: asked}}
+	sub := &subscription{s: s, id: req.ID, granted: s.who, reader: reader{asked: asked}}
 	s.subs[req.Topic] = sub
 	s.mu.Unlock()
 	b.attach(req.Topic, sub) // register …
