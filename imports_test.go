@@ -79,6 +79,7 @@ var rules = map[string]rule{
 	"internal/services/up": {ours: []string{"internal/services"}},
 	"internal/testkit":     {ours: []string{anything}, theirs: []string{anything}, by: []string{"internal/chaos"}},
 	"internal/chaos":       {ours: []string{anything}, theirs: []string{anything}, by: []string{}},
+	"internal/attack":      {ours: []string{anything}, theirs: []string{anything}, by: []string{}},
 	"internal/bench/...":   {ours: []string{anything}, theirs: []string{anything}},
 	"internal/e2e/...":     {ours: []string{anything}, theirs: []string{anything}},
 
