@@ -597,3 +597,115 @@ func TestReplayBomb(t *testing.T) {
 		t.Error("the metric does not say so")
 	}
 }
+
+// A client that asks for much of the past and takes none of it holds a few pages of it, not one for each subscription; when
+// it reads after all, everything comes.
+func TestReplaysThatAreNotTaken(t *testing.T) {
+	registry := prometheus.NewRegistry()
+	r := newRig(t, nil, broadcaster.Config{LogEvents: 4, MaxReplays: 2, WriteTimeout: time.Minute, Registerer: registry})
+	const topics, events = 30, 600
+	for i := range topics {
+		r.commit(fmt.Sprint("a", i), events)
+		r.commit(fmt.Sprint("b", i), events)
+	}
+	read := func() (n float64) {
+		families, err := registry.Gather()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, f := range families {
+			if f.GetName() == "commitcast_broadcaster_events_replayed_total" {
+				for _, m := range f.GetMetric() {
+					n += m.GetCounter().GetValue()
+				}
+			}
+		}
+		return n
+	}
+	take := func(c *testkit.Client) {
+		next := map[string]int64{}
+		for total := 0; total < topics*events; {
+			m, err := c.Read(30 * time.Second)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if m.Op != "event" {
+				continue
+			}
+			if next[m.Topic]++; m.Offset != next[m.Topic] {
+				t.Fatalf("%s: offset %d, want %d", m.Topic, m.Offset, next[m.Topic])
+			}
+			total++
+		}
+	}
+	small := &http.Transport{DialContext: func(ctx context.Context, network, addr string) (net.Conn, error) {
+		c, err := (&net.Dialer{}).DialContext(ctx, network, addr)
+		if err == nil {
+			err = c.(*net.TCPConn).SetReadBuffer(4 << 10)
+		}
+		return c, err
+	}}
+	stalled, _, err := testkit.Open(t, r.URL, &websocket.DialOptions{HTTPClient: &http.Client{Transport: small}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	neighbour := testkit.Dial(t, r.URL)
+	for i := range topics {
+		stalled.Subscribe(i, fmt.Sprint("a", i), r.cursor(0))
+	}
+	for i := range topics {
+		neighbour.Subscribe(i, fmt.Sprint("b", i), r.cursor(0))
+	}
+	take(neighbour) // as long as that takes, the other could have read as much
+	if n := read() - topics*events; n > topics*events/2 {
+		t.Errorf("%v events were read for a client that takes none, of %d", n, topics*events)
+	}
+	take(stalled)
+}
+
+// One user is read for at a rate, beyond a burst, over all of its connections; another one does not wait for it.
+func TestReplayBudget(t *testing.T) {
+	registry := prometheus.NewRegistry()
+	r := newRig(t, nil, broadcaster.Config{Verifier: plain{}, LogEvents: 4, MaxReplayRate: 400, Registerer: registry})
+	const topics, events = 20, 200
+	for i := range topics {
+		r.commit(fmt.Sprint("t", i), events)
+	}
+	dial := func(subject string) *testkit.Client {
+		c := open(t, r.URL, nil)
+		c.Auth(plainToken(subject, time.Hour, "**"))
+		return c
+	}
+	take := func(c *testkit.Client, n int) {
+		for n > 0 {
+			m, err := c.Read(30 * time.Second)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if m.Op == "event" {
+				n--
+			}
+		}
+	}
+	began := time.Now()
+	for half := range 2 { // the second connection comes when the first one is gone
+		c := dial("7")
+		for i := range topics / 2 {
+			c.Subscribe(i, fmt.Sprint("t", half*topics/2+i), r.cursor(0))
+		}
+		if half == 1 {
+			other := dial("8")
+			other.Subscribe(1, "t0", r.cursor(0))
+			take(other, events)
+		}
+		take(c, topics/2*events)
+		c.WS.CloseNow()
+	}
+	// 4,000 events, less a burst of 2,000, less what may be under way when the budget is gone.
+	if d := time.Since(began); d < 2*time.Second {
+		t.Errorf("all was read within %v", d)
+	}
+	if hits(t, registry, "replay_rate") == 0 {
+		t.Error("the metric does not say so")
+	}
+}

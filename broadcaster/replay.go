@@ -116,12 +116,12 @@ func (b *Broadcaster) replay(sub *subscription) {
 	life, after, who := sub.life, sub.cursor, sub.s.who
 	ch := stream.Channel{Epoch: sub.epoch, Partition: sub.t.partition, Topic: sub.t.name}
 	b.spawn(func(ctx context.Context) { // ends after one range
-		defer sub.s.replayEnded()
+		defer sub.s.replayEnded(sub)
 		var run stream.Run
 		var err error
 		switch refusal := b.allowed(ctx, who, sub.t.name); {
 		case refusal == nil:
-			run, err = b.replayer.fetch(ctx, ch, after)
+			run, err = sub.s.budgeted(ctx, who, func() (stream.Run, error) { return b.replayer.fetch(ctx, ch, after) })
 		case refusal.Code == wire.CodeForbidden:
 			b.revoke(sub, refusal)
 			return

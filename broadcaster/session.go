@@ -55,12 +55,13 @@ type session struct {
 	from      netip.Prefix   // the client's address; not valid: not counted
 	user      string         // whose connection this counts as, if counted; guarded by b.mu
 	counted   bool
-	renewed   *rate.Limiter  // of newer tokens; nil: none has come. Of the reader
-	reviewing bool           // subscriptions are being held to a newer token
-	replays   int            // that are under way
-	line      []queued       // those that wait for one of them to end
-	until     time.Time      // when the session ends unless something comes before; zero: never
-	overdue   wire.CloseCode // with which it ends then
+	renewed   *rate.Limiter   // of newer tokens; nil: none has come. Of the reader
+	reviewing bool            // subscriptions are being held to a newer token
+	holding   []*subscription // that have read pages which are not written yet
+	replays   int             // that are under way
+	line      []queued        // those that wait for one of them to end
+	until     time.Time       // when the session ends unless something comes before; zero: never
+	overdue   wire.CloseCode  // with which it ends then
 }
 
 func newSession(b *Broadcaster, to sink, from netip.Prefix) *session {

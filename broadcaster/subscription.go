@@ -64,6 +64,7 @@ func (b *Broadcaster) unsubscribe(s *session, req wire.Request) error {
 func (sub *subscription) endLocked() {
 	sub.end()
 	delete(sub.s.subs, sub.t.name)
+	sub.s.advance()
 }
 
 // collect appends what follows the cursor to a message. more: the budget ended it. Called with the session's mu held.
@@ -75,6 +76,8 @@ func (sub *subscription) collect(p []byte, budget int) (_ []byte, more bool) {
 	}
 	if replay {
 		sub.s.startReplay(sub)
+	} else if len(sub.s.line) > 0 {
+		sub.s.advance()
 	}
 	return p, more
 }

@@ -43,6 +43,8 @@ const (
 	audience = "commitcast-attack"
 	// topics with the steady flow, and events a second over all of them.
 	topics, rate = 10, 50
+	// accounts are how many users the attackers have tokens of.
+	accounts = 8
 	// pastTopics hold pastEvents each, for those who want to read the past.
 	pastTopics, pastEvents = 50, 1000
 )
@@ -208,7 +210,7 @@ func run(ctx context.Context, length time.Duration, honest int, scale float64) e
 	}
 
 	attack := attackOrder{Epoch: epoch, Scale: scale, Past: pastTopics, Live: topics}
-	for i := range 64 {
+	for i := range accounts {
 		attack.Tokens = append(attack.Tokens, who.token(fmt.Sprint("mallory-", i)))
 	}
 	dummy, err := startChild("dummy")
