@@ -39,7 +39,6 @@ var decided = map[string]string{
 	"revocation":       "reader: SELECT; operator: SELECT",
 	"migration":        "writer: SELECT; worker: SELECT; reader: SELECT; operator: SELECT",
 
-
 	"river_migration":           "writer: SELECT; worker: SELECT; reader: SELECT; operator: SELECT",
 	"river_job":                 "worker: SELECT INSERT UPDATE DELETE; operator: SELECT",
 	"river_job_id_seq":          "worker: USAGE; operator: SELECT",
