@@ -39,8 +39,6 @@ var decided = map[string]string{
 	"revocation":       "reader: SELECT; operator: SELECT",
 	"migration":        "writer: SELECT; worker: SELECT; reader: SELECT; operator: SELECT",
 
-	"revocation": "reader: SELECT; operator: SELECT",
-
 	"river_migration":           "writer: SELECT; worker: SELECT; reader: SELECT; operator: SELECT",
 	"river_job":                 "worker: SELECT INSERT UPDATE DELETE; operator: SELECT",
 	"river_job_id_seq":          "worker: USAGE; operator: SELECT",
@@ -63,11 +61,6 @@ var decided = map[string]string{
 	"restore(text,text)":                                         "writer: EXECUTE; operator: EXECUTE",
 	"revoked(text,text)":                                         "writer: EXECUTE; reader: EXECUTE; operator: EXECUTE",
 	"cursor_reason(text,text,bigint)":                            "writer: EXECUTE; reader: EXECUTE; operator: EXECUTE",
-	"append_fences(text[],text[],text[],text[],text[])":          "writer: EXECUTE",
-	"change_access(text,text,text)":                              "",
-	"revoke(text,text)":                                          "writer: EXECUTE; operator: EXECUTE",
-	"restore(text,text)":                                         "writer: EXECUTE; operator: EXECUTE",
-	"revoked(text,text)":                                         "writer: EXECUTE; reader: EXECUTE; operator: EXECUTE",
 	"incarnation()":                                              "",
 	"check_epoch()":                                              "worker: EXECUTE",
 	"begin_epoch(text,text)":                                     "operator: EXECUTE",
