@@ -31,6 +31,7 @@ func standby(t *testing.T, primary *services.Postgres, b *bench) *services.Postg
 // of theirs, all with the same topic on the same Redis: four histories, of which the later two begin with what the first had. None
 // sees anything of another, and a cursor of what only one of them has is refused by the others.
 func TestHistoriesOnOneRedis(t *testing.T) {
+	t.Parallel()
 	redis := testkit.RedisURL(t)
 	pg := testkit.Postgres(t)
 	testkit.Migrate(t, pg.URL("postgres"))
@@ -100,6 +101,7 @@ func TestHistoriesOnOneRedis(t *testing.T) {
 // A failover, and then the restore of a backup from before it: the restored database counts its epochs as the promoted one
 // did, and still tells them apart. Cursors from before both go on.
 func TestRestoreToBeforeAFailover(t *testing.T) {
+	t.Parallel()
 	redis := testkit.RedisURL(t)
 	pg := testkit.Postgres(t)
 	testkit.Migrate(t, pg.URL("postgres"))
@@ -151,6 +153,7 @@ func TestRestoreToBeforeAFailover(t *testing.T) {
 // A worker is stopped when what it publishes is on its way and held up by the network; another takes over, publishes that and
 // more; and only then it arrives. It changes nothing, nor does the stopped worker when it goes on.
 func TestZombiePublishesLate(t *testing.T) {
+	t.Parallel()
 	b := newBench(t)
 	topic := topicIn(4, 0)
 	sub := b.subscribe(b.stream, b.epoch(), topic)

@@ -64,10 +64,10 @@ func TestPublishMutants(t *testing.T) {
 			Old: "err != nil || parkedFrom == nil", New: "parkedFrom == nil",
 			Caught: "published is what the stream took"},
 		{Name: "an attempt passes the event that was refused", File: "republish.go",
-			Old: "r.next = first\n", New: "r.next = first + 1\n",
+			Old: "r.next = first", New: "r.next = first + 1",
 			Caught: "published is what the stream took"},
 		{Name: "a republished piece is passed though only a part was taken", File: "republish.go",
-			Old: "r.next = from\n", New: "_ = from\n",
+			Old: "r.next = from", New: "_ = from",
 			Caught: "it comes to rest"},
 	}, "-schedules=200000")
 }

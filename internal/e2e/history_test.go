@@ -15,6 +15,7 @@ import (
 // A standby is promoted that never got the last events, while nobody writes anything: a client that has them is told, and so
 // is one that comes with their cursor. Then everything goes on in the new history.
 func TestPromotionWhileTopicsAreQuiet(t *testing.T) {
+	t.Parallel()
 	pg := testkit.Postgres(t)
 	testkit.Migrate(t, pg.URL("postgres"))
 	standby, err := pg.Replica(t.Context())
@@ -93,6 +94,7 @@ func connectPool(t *testing.T, url string) *pgxpool.Pool {
 // listens to the other. Clients get every event, by the heads at first, and by push once the broadcaster has found the new
 // master.
 func TestTwoRedisMasters(t *testing.T) {
+	t.Parallel()
 	const user = "user both on >pass ~* &* +@all"
 	master, replica := testkit.Redis(t, user), testkit.Redis(t, user)
 	database := testkit.Database(t)
