@@ -154,7 +154,7 @@ func TestRestoreToBeforeAFailover(t *testing.T) {
 // more; and only then it arrives. It changes nothing, nor does the stopped worker when it goes on.
 func TestZombiePublishesLate(t *testing.T) {
 	t.Parallel()
-	b := newBench(t)
+	b := benchOn(t, testkit.Database(t), testkit.Redis(t).URL()) // its own, since its commands are counted
 	topic := topicIn(4, 0)
 	sub := b.subscribe(b.stream, b.epoch(), topic)
 	proxy := testkit.NewProxy(t, b.redis)
