@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"testing"
+	"time"
 
 	"github.com/commitcast/commitcast/broadcaster"
 	"github.com/commitcast/commitcast/internal/testkit"
@@ -29,8 +30,8 @@ func (downSubscription) Remove(...stream.Channel) {}
 // While events come by polling, topics that lag are healed together: each gets all of its own, also more than one read
 // brings, and again and again.
 func TestHealedTogether(t *testing.T) {
-	const topics = 30
-	r := newRig(t, downStream{stream.NewMemory(stream.MemoryConfig{})}, broadcaster.Config{LogEvents: 4000})
+	const topics = 10
+	r := newRig(t, downStream{stream.NewMemory(stream.MemoryConfig{})}, broadcaster.Config{LogEvents: 4000, DegradedPoll: 10 * time.Millisecond})
 	c := testkit.Dial(t, r.URL)
 	for i := range topics {
 		c.Subscribe(i+1, fmt.Sprintf("t:%d", i), "")

@@ -32,7 +32,7 @@ func TestPublishMutants(t *testing.T) {
 			Caught: "published is what the stream took"},
 		{Name: "the watermark runs ahead of what was read", File: "watermark.go",
 			Old: "w.taken = max(w.taken, seq)", New: "w.taken = max(w.taken, seq) + 1",
-			Caught: "published is what the stream took"},
+			Caught: "published is what was read"},
 		{Name: "what was open stays open in another generation", File: "watermark.go",
 			Old: "w.open = make(map[string]int64)", New: "if w.open == nil {\n\t\tw.open = make(map[string]int64)\n\t}",
 			Caught: "it comes to rest"},
