@@ -365,17 +365,17 @@ func (w *pubWorld) apply(topic int, o stream.Offer) stream.Answer {
 	last := o.Last()
 	var a stream.Answer
 	from := o.First
+	for seq := int64(1); seq <= w.seq && s.there && o.First <= s.top+1; seq++ {
+		// An empty stream takes any base. What lies before it needs no place there: whoever asks for it is sent to the journal.
+		if r := &w.rows[seq]; r.topic == topic && r.offset >= o.First && r.offset < s.first {
+			r.stored = true
+		}
+	}
 	switch {
 	case s.there && o.First > s.top+1:
 		return stream.Answer{Outcome: stream.Gap, Next: s.top + 1}
 	case s.there && last <= s.top:
 		a = stream.Answer{Outcome: stream.Duplicate, Next: s.top + 1}
-		for seq := int64(1); seq <= w.seq; seq++ {
-			// An empty stream takes any base. What lies before it needs no place there: whoever asks for it is sent to the journal.
-			if r := &w.rows[seq]; r.topic == topic && r.offset >= o.First && r.offset < s.first {
-				r.stored = true
-			}
-		}
 		if !o.Announce {
 			return a
 		}
