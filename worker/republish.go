@@ -16,7 +16,6 @@ import (
 	"github.com/riverqueue/river/rivertype"
 
 	"github.com/commitcast/commitcast/internal/journal"
-	"github.com/commitcast/commitcast/migrations"
 	"github.com/commitcast/commitcast/stream"
 	"github.com/commitcast/commitcast/wire"
 )
@@ -302,8 +301,8 @@ func (w *Worker) readTopic(ctx context.Context, sc *journal.Scanner, topic strin
 	return first, frames, lastSeq, nil
 }
 
-// adopt orders the jobs of topics that are set aside and have none: River's row was lost, or its process died at the
-// last attempt. Those that have one keep it.
+// adopt orders the jobs of topics that are set aside and have none: an operator has redriven them, River's row was lost, or its
+// process died at the last attempt. Those that have one keep it.
 func (w *Worker) adopt(ctx context.Context) error {
 	rows, err := w.pool.Query(ctx, `SELECT topic FROM commitcast.parked p WHERE died_at IS NULL AND NOT EXISTS (
 			SELECT FROM commitcast.river_job WHERE kind = 'topic_republish' AND args->>'topic' = p.topic
@@ -323,29 +322,17 @@ func (w *Worker) adopt(ctx context.Context) error {
 }
 
 // Redrive has dead letters tried again, with as many attempts as the first time: of the topics that are named, or of
-// all. It returns the topics it has taken up, at most 10,000 at once; workers publish them in order, while new events of
-// the topics keep coming. Topics that are still being tried are left to their jobs, which River can be told to run
-// at once.
+// all. It returns the topics it has taken up, at most 10,000 at once; workers give them jobs within about a second and publish
+// them in order, while new events of the topics keep coming. Topics that are still being tried are left to their jobs, which
+// River can be told to run at once. It needs the rights of commitcast_operator.
 func Redrive(ctx context.Context, pool *pgxpool.Pool, topics ...string) (taken []string, err error) {
-	client, err := river.NewClient(riverpgxv5.New(pool), &river.Config{Schema: migrations.RiverSchema})
-	if err != nil {
-		return nil, fmt.Errorf("redrive: %w", err)
-	}
 	if len(topics) == 0 {
 		topics = nil
 	}
-	err = pgx.BeginFunc(ctx, pool, func(tx pgx.Tx) error {
-		rows, err := tx.Query(ctx, redriveSQL, topics, redriveMost)
-		if err != nil {
-			return err
-		}
+	rows, err := pool.Query(ctx, redriveSQL, topics, redriveMost)
+	if err == nil {
 		taken, err = pgx.CollectRows(rows, pgx.RowTo[string])
-		if err != nil || len(taken) == 0 {
-			return err
-		}
-		_, err = client.InsertManyTx(ctx, tx, republishJobs(taken, republishAttempts))
-		return err
-	})
+	}
 	if err != nil {
 		return nil, fmt.Errorf("redrive: %w", err)
 	}
