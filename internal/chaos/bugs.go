@@ -97,7 +97,7 @@ var bugs = []bug{
 	},
 	{
 		name: "set-aside-in-memory", about: "a topic that was refused counts as published, and only this process knows that it is not",
-		patches: []patch{{"worker/park.go", "		err = p.w.park(ctx, p.partition, refusals)\n", ""}},
+		patches: []patch{{"worker/park.go", "		err = p.ledger.park(ctx, p.partition, refusals)\n", ""}},
 		faults:  "redis-refuse", caughtAs: []string{"published-unconfirmed"},
 	},
 	{
