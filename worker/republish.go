@@ -24,10 +24,6 @@ var (
 	//go:embed topic.sql
 	topicTemplate string
 	topicSQL      = strings.ReplaceAll(topicTemplate, "{columns}", journal.Columns)
-	//go:embed position.sql
-	positionSQL string
-	//go:embed unpark.sql
-	unparkSQL string
 	//go:embed attempt.sql
 	attemptSQL string
 	//go:embed redrive.sql
@@ -90,9 +86,10 @@ func (rw *republishWorker) Work(ctx context.Context, job *river.Job[RepublishArg
 		return river.JobCancel(fmt.Errorf("%.144q is not a topic", topic))
 	}
 	r := &republisher{w: w, topic: topic, partition: int16(wire.Partition(topic)), rows: refillRows}
-	var err error
-	if r.alive, err = w.holdJob(ctx, job.ID); err == nil {
-		defer releaseJob(r.alive)
+	alive, err := w.holdJob(ctx, job.ID)
+	if err == nil {
+		defer releaseJob(alive)
+		r.ledger = database{w, alive} // which shows that the job is worked on
 		err = r.run(ctx)
 	}
 	var refused *refusedError
@@ -146,7 +143,7 @@ func (e *refusedError) Unwrap() error { return e.err }
 // takes what fits.
 type republisher struct {
 	w         *Worker
-	alive     *pgx.Conn // shows that the job is worked on
+	ledger    ledger
 	topic     string
 	partition int16
 	scanner   journal.Scanner
@@ -160,7 +157,7 @@ type republisher struct {
 // run publishes up to the head, then ends the topic's being set aside, and then publishes what came meanwhile: events
 // that a drain has skipped before it could know. So an attempt that fails leaves the topic set aside throughout.
 func (r *republisher) run(ctx context.Context) error {
-	_, head, parkedFrom, err := r.position(ctx)
+	_, head, parkedFrom, err := r.ledger.position(ctx, r.topic)
 	switch {
 	case errors.Is(err, pgx.ErrNoRows):
 		return nil // a topic without events
@@ -175,8 +172,8 @@ func (r *republisher) run(ctx context.Context) error {
 	if err := r.offer(ctx, until); err != nil || parkedFrom == nil {
 		return err
 	}
-	if _, err := r.w.pool.Exec(ctx, unparkSQL, r.topic); err != nil {
-		return fmt.Errorf("unparking %q: %w", r.topic, err)
+	if err := r.ledger.unpark(ctx, r.topic); err != nil {
+		return err
 	}
 	if err := r.offer(ctx, until); err != nil {
 		return err
@@ -185,17 +182,11 @@ func (r *republisher) run(ctx context.Context) error {
 	return nil
 }
 
-// position reads the current epoch, the head, and from where on the topic is set aside.
-func (r *republisher) position(ctx context.Context) (epoch string, head int64, parkedFrom *int64, err error) {
-	err = r.alive.QueryRow(ctx, positionSQL, r.topic).Scan(&epoch, &head, &parkedFrom)
-	return epoch, head, parkedFrom, err
-}
-
 // offer publishes up to the topic's head.
 func (r *republisher) offer(ctx context.Context, until time.Time) error {
 	startAnew := false
 	for refits := 0; ; {
-		epoch, head, _, err := r.position(ctx)
+		epoch, head, _, err := r.ledger.position(ctx, r.topic)
 		if err != nil {
 			return err
 		}
@@ -208,7 +199,7 @@ func (r *republisher) offer(ctx context.Context, until time.Time) error {
 		if r.stopping() || time.Now().After(until) {
 			return errGoOn
 		}
-		first, frames, _, err := r.w.readTopic(ctx, &r.scanner, r.topic, r.next, min(head, r.next+int64(r.rows)-1))
+		first, frames, _, err := r.ledger.readTopic(ctx, &r.scanner, r.topic, r.next, min(head, r.next+int64(r.rows)-1))
 		if err != nil {
 			return err
 		}
