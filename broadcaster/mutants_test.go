@@ -82,7 +82,7 @@ func TestSpliceMutants(t *testing.T) {
 			Old: "r.chunk, r.replaying = nil, false", New: "r.chunk = nil",
 			Caught: "no replay beyond a life"},
 		{Name: "two replays at once", File: "splice.go", Cond: true,
-			Old: "state == readBehind && !r.replaying", New: "state == readBehind",
+			Old: "state != readBehind || r.replaying", New: "state != readBehind",
 			Caught: "one replay"},
 		{Name: "what was read in another history is taken", File: "splice.go",
 			Old: "r.state, r.epoch, r.history = subLive, epoch, a.history", New: "r.state, r.epoch = subLive, epoch",
