@@ -279,7 +279,9 @@ func TestOperatorsShowCertificates(t *testing.T) {
 		checks := map[string]func() error{"worker": func() error { return errors.New("secret address") }}
 		ctx, cancel := context.WithCancel(context.Background())
 		ended := make(chan error, 1)
-		go func() { ended <- serve("ops", l, door.tls, opsHandler(checks, prometheus.NewRegistry(), door), quiet).run(ctx) }() // waited for below
+		go func() {
+			ended <- serve("ops", l, door.tls, opsHandler(checks, prometheus.NewRegistry(), door), quiet).run(ctx)
+		}() // waited for below
 		ask := func(client *tls.Config, path, token string) (int, string) {
 			r, _ := http.NewRequest("GET", "https://"+l.Addr().String()+path, nil)
 			r.Header.Set("Origin", "https://evil.test")
