@@ -49,6 +49,7 @@ var decided = map[string]string{
 
 	"append(text,text,json,text,json)":                           "writer: EXECUTE",
 	"partition_of(text)":                                         "writer: EXECUTE; operator: EXECUTE",
+	"check_event(smallint,text,text,text,json,json)":             "writer: EXECUTE",
 	"hash_rows(text)":                                            "writer: EXECUTE; operator: EXECUTE",
 	"hash_rows_add(bigint,text)":                                 "",
 	"hash_rows_combine(bigint,bigint)":                           "",
