@@ -66,7 +66,7 @@ func (c *workerCommand) Run(ctx context.Context, s *streams) error {
 	if err != nil {
 		return err
 	}
-	p := &process{database: c.DatabaseURL, redis: c.RedisURL, ops: c.OpsListen, opsToken: token, log: c.logger(s)}
+	p := &process{database: c.DatabaseURL, redis: c.RedisURL, ops: c.OpsListen, opsToken: token, advertise: c.OpsAdvertise, log: c.logger(s)}
 	return p.run(ctx, &config, nil)
 }
 
@@ -89,7 +89,7 @@ func (c *broadcasterCommand) Run(ctx context.Context, s *streams) error {
 	if err != nil {
 		return err
 	}
-	p := &process{database: c.DatabaseURL, redis: c.RedisURL, ops: c.OpsListen, opsToken: token, log: c.logger(s)}
+	p := &process{database: c.DatabaseURL, redis: c.RedisURL, ops: c.OpsListen, opsToken: token, advertise: c.OpsAdvertise, log: c.logger(s)}
 	return p.run(ctx, nil, &c.clientFlags)
 }
 
@@ -114,6 +114,6 @@ func (c *allCommand) Run(ctx context.Context, s *streams) error {
 	if err != nil {
 		return err
 	}
-	p := &process{database: c.DatabaseURL, redis: c.RedisURL, ops: c.OpsListen, opsToken: token, log: c.logger(s)}
+	p := &process{database: c.DatabaseURL, redis: c.RedisURL, ops: c.OpsListen, opsToken: token, advertise: c.OpsAdvertise, log: c.logger(s)}
 	return p.run(ctx, &config, &c.clientFlags)
 }

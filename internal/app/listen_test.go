@@ -216,7 +216,7 @@ func TestOperatorsDoor(t *testing.T) {
 			r.Header.Set("Authorization", authorization)
 		}
 		w := httptest.NewRecorder()
-		opsHandler(checks, prometheus.NewRegistry(), token).ServeHTTP(w, r)
+		opsHandler(checks, prometheus.NewRegistry(), token, newNodeFace()).ServeHTTP(w, r)
 		return w.Code, w.Body.String(), w.Header()
 	}
 	const token = "0123456789abcdef"

@@ -23,8 +23,8 @@ const shutdownTimeout = 5 * time.Second
 
 // process is one running command: what it opens, in order, and closes, in the order of the flow.
 type process struct {
-	database, redis, ops, opsToken string
-	log                            *slog.Logger
+	database, redis, ops, opsToken, advertise string
+	log                                       *slog.Logger
 }
 
 // run opens database and stream, runs a worker if there is a configuration for one, and a broadcaster if there are flags, until ctx
@@ -57,7 +57,7 @@ func (p *process) run(ctx context.Context, work *worker.Config, clients *clientF
 		}
 		defer opsListener.Close()
 	}
-	pool, err := OpenDatabase(ctx, p.database)
+	pool, err := OpenDatabase(named(ctx, p.announce(opsListener)), p.database)
 	if err != nil {
 		return err
 	}
@@ -70,6 +70,8 @@ func (p *process) run(ctx context.Context, work *worker.Config, clients *clientF
 
 	var stages []stage
 	checks := make(map[string]func() error)
+	face := newNodeFace()
+	face.identity.InProcess = p.redis == ""
 	if work != nil {
 		work.Logger, work.Registerer = p.log, metrics
 		w, err := worker.New(pool, s, *work)
@@ -78,6 +80,7 @@ func (p *process) run(ctx context.Context, work *worker.Config, clients *clientF
 		}
 		stages = append(stages, stage{"worker", w.Run})
 		checks["worker"] = w.Ready
+		face.worker = w
 	}
 	if clients != nil {
 		config, err := clients.config(p.log, metrics)
@@ -93,17 +96,19 @@ func (p *process) run(ctx context.Context, work *worker.Config, clients *clientF
 		}
 		stages = append(stages, stage{"broadcaster", b.Run}, serve("clients", clientListener, clientTLS, b.Handler(), p.log))
 		checks["broadcaster"] = b.Ready
-	}
-	if opsListener != nil {
-		stages = append(stages, serve("ops", opsListener, nil, opsHandler(checks, metrics, p.opsToken), p.log))
-		p.log.Info("serving operators", "url", "http://"+opsListener.Addr().String())
+		face.broadcaster, face.identity.Auth = b, clients.Auth != "off"
 	}
 	if clients != nil {
 		scheme := "ws://"
 		if clientTLS != nil {
 			scheme = "wss://"
 		}
-		p.log.Info("serving clients", "url", scheme+clientListener.Addr().String()+"/v1/ws")
+		face.identity.ClientURL = scheme + clientListener.Addr().String() + "/v1/ws"
+		p.log.Info("serving clients", "url", face.identity.ClientURL)
+	}
+	if opsListener != nil {
+		stages = append(stages, serve("ops", opsListener, nil, opsHandler(checks, metrics, p.opsToken, face), p.log))
+		p.log.Info("serving operators", "url", "http://"+opsListener.Addr().String())
 	}
 	return runStages(ctx, p.log, stages)
 }
