@@ -31,6 +31,7 @@ const (
 	xrate      = "golang.org/x/time"
 	jwt        = "github.com/golang-jwt/jwt/v5"
 	jwkset     = "github.com/MicahParks/jwkset"
+	chromedp   = "github.com/chromedp"
 	anything   = "*"
 )
 
@@ -75,9 +76,10 @@ var rules = map[string]rule{
 
 	// Not the product: what shows, tests and measures it.
 	"internal/services": {theirs: []string{pgx, goRedis},
-		by: []string{"internal/services/...", "internal/testkit", "internal/bench/...", "internal/chaos", "cmd/demo/..."}},
+		by: []string{"internal/services/...", "internal/testkit/...", "internal/bench/...", "internal/chaos", "cmd/demo/..."}},
 	"internal/services/up": {ours: []string{"internal/services"}},
 	"internal/testkit":     {ours: []string{anything}, theirs: []string{anything}, by: []string{"internal/chaos"}},
+	"internal/testkit/...": {ours: []string{"internal/services"}, theirs: []string{chromedp}, by: []string{}},
 	"internal/chaos":       {ours: []string{anything}, theirs: []string{anything}, by: []string{}},
 	"internal/bench/...":   {ours: []string{anything}, theirs: []string{anything}},
 	"internal/e2e/...":     {ours: []string{anything}, theirs: []string{anything}},

@@ -332,3 +332,48 @@ func TestWebhookSharedQuestion(t *testing.T) {
 		}
 	})
 }
+
+// answering is a service that always says the same.
+type answering struct {
+	status int
+	body   string
+}
+
+func (a answering) RoundTrip(*http.Request) (*http.Response, error) {
+	return &http.Response{StatusCode: a.status, Status: fmt.Sprint(a.status), Body: io.NopCloser(strings.NewReader(a.body))}, nil
+}
+
+// FuzzWebhookAnswer: only a clear yes is a yes, and only a clear no is a no.
+func FuzzWebhookAnswer(f *testing.F) {
+	for _, seed := range []string{`{"allow":true}`, `{"allow":false}`, `{"allow":null}`, `{"allow":"true"}`, `{"allow":1}`, `[{"allow":true}]`, `{"allow":true`, `{"x":{"allow":true}}`, ``,
+		`{"allow":true}{"allow":false}`, `{"allow":false,"allow":true}`, `{"pad":"` + strings.Repeat("x", 5000) + `","allow":true}`} {
+		f.Add(200, seed)
+	}
+	f.Add(403, "")
+	f.Add(204, `{"allow":true}`)
+	f.Add(-1, `{"allow":true}`)
+	f.Fuzz(func(t *testing.T, status int, body string) {
+		w, err := auth.NewWebhook(auth.WebhookConfig{URL: "https://service.test", Logger: slog.New(slog.DiscardHandler)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		auth.SetTransport(w, answering{status, body})
+		err = w.Authorize(context.Background(), &auth.Identity{Subject: "7"}, "a")
+		said := map[string]any{}
+		whole := status == 200 && json.Unmarshal([]byte(body), &said) == nil
+		is := func(want bool) (found bool) { // names of members are read in any case
+			for name, value := range said {
+				found = found || strings.EqualFold(name, "allow") && value == want
+			}
+			return found
+		}
+		switch {
+		case err == nil && !(whole && is(true)):
+			t.Fatalf("%d %q allows", status, body)
+		case errors.Is(err, auth.ErrForbidden) && status != 403 && !(whole && is(false)):
+			t.Fatalf("%d %q forbids", status, body)
+		case err != nil && len(err.Error()) > 500:
+			t.Fatalf("an error of %d bytes", len(err.Error()))
+		}
+	})
+}

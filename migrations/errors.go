@@ -71,8 +71,10 @@ func stepError(doing string, err error) error {
 	why := pg.Message
 	switch pg.Code {
 	case "42501": // insufficient_privilege
-		why += "; grant the role CREATE on the database, or let an administrator run: " +
-			"CREATE SCHEMA commitcast AUTHORIZATION <role>"
+		if !strings.Contains(why, "CREATE ROLE") { // 0003_roles says itself what is missing
+			why += "; grant the role CREATE on the database, or let an administrator run: " +
+				"CREATE SCHEMA commitcast AUTHORIZATION <role>"
+		}
 	case "55P03": // lock_not_available
 		why += fmt.Sprintf("; another session held a lock for longer than %s: end it, or try again", lockTimeout)
 	}

@@ -71,6 +71,9 @@ func Up(ctx context.Context, databaseURL string, log *slog.Logger) error {
 		if n := len(done.Versions); n > 0 {
 			s.log.InfoContext(ctx, "migrated River's tables", "version", done.Versions[n-1].Version, "took", time.Since(start).Round(time.Millisecond))
 		}
+		if _, err := s.conn.Exec(ctx, `SELECT commitcast.settle_grants()`); err != nil {
+			return stepError("granting to roles", err)
+		}
 		if _, err := s.conn.Exec(ctx, `SELECT commitcast.ensure_leaves($1)`, leavesAhead); err != nil {
 			return stepError("making journal leaves", err)
 		}

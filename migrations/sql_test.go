@@ -128,7 +128,8 @@ func TestSequenceSharesABatch(t *testing.T) {
 	conn := connect(t, migrated(t))
 	for p, n := range map[int]int{3: 100, 5: 100, 8: 100, 9: 4} {
 		if _, err := conn.Exec(t.Context(), `INSERT INTO commitcast.outbox (partition, topic, type, data)
-			SELECT $1::int, 'p' || $1::int, 't', '1' FROM generate_series(1, $2)`, p, n); err != nil {
+			SELECT $1::int, (SELECT 'p' || i FROM generate_series(1, 1000) i WHERE commitcast.partition_of('p' || i) = $1 LIMIT 1), 't', '1'
+			FROM generate_series(1, $2)`, p, n); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -39,7 +39,7 @@ func parsePage(s, topic string, pages Pages) (t pageToken, err error) {
 		err = json.Unmarshal(b, &t)
 	}
 	_, _, isCursor := parseCursor(t.Cursor)
-	if err != nil || t.Topic != topic || pages == VersionedPages && !isCursor || pages == HeldPages && !snapshotName.MatchString(t.Snapshot) {
+	if err != nil || t.Topic != topic || !validText(t.After) || pages == VersionedPages && !isCursor || pages == HeldPages && !snapshotName.MatchString(t.Snapshot) {
 		return t, badRequest("page is not what the page before named as next")
 	}
 	return t, nil

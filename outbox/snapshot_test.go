@@ -243,7 +243,8 @@ func TestSnapshotWithTooManyPending(t *testing.T) {
 	// A backlog of the partition's other topics is not searched without end.
 	p := one[int](t, pool, `SELECT commitcast.partition_of('a')`)
 	exec(t, pool, `DELETE FROM commitcast.outbox`)
-	exec(t, pool, `INSERT INTO commitcast.outbox (partition, topic, type, data) SELECT $1, 'other', 't', '1' FROM generate_series(1, 20001)`, p)
+	exec(t, pool, `INSERT INTO commitcast.outbox (partition, topic, type, data) SELECT $1, other, 't', '1' FROM generate_series(1, 20001),
+		(SELECT 'other:' || i FROM generate_series(1, 1000) i WHERE commitcast.partition_of('other:' || i) = $1 LIMIT 1) AS o (other)`, p)
 	if _, err := outbox.Snapshot(ctx, pool, []string{"a"}, nil); !errors.Is(err, outbox.ErrTooManyPending) {
 		t.Errorf("error %v", err)
 	}

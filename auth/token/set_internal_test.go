@@ -10,6 +10,7 @@ import (
 	"io"
 	"log/slog"
 	"net/http"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -181,5 +182,48 @@ func TestSetIsEmptied(t *testing.T) {
 		p.set(nil, 0, "a")
 		time.Sleep(setPause)
 		s.expect(t, "a", nil)
+	})
+}
+
+// FuzzSet: whatever is published in the place of a set, it is no set, or its keys are of accepted algorithms and sizes, none a
+// secret, and not too many.
+func FuzzSet(f *testing.F) {
+	for _, seed := range []string{`{"keys":[]}`, `{}`, `{"keys":null}`, `[]`, `{"keys":[{"kty":"OKP","crv":"Ed25519","x":"11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo","kid":"a"}]}`,
+		`{"keys":[{"kty":"OKP","crv":"Ed25519","x":"AA"}]}`, `{"keys":[{"kty":"oct","k":"c2VjcmV0c2VjcmV0c2VjcmV0c2VjcmV0c2VjcmV0"}]}`, `{"keys":[{"kty":"RSA","n":"AQAB","e":"AQAB"}]}`,
+		`{"keys":[{"kty":"EC","crv":"P-256","x":"AA","y":"AA","x5u":"https://x.test"}]}`, `{"keys":[{"kty":"OKP","crv":"X25519","x":"11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"}]}`} {
+		f.Add([]byte(seed))
+	}
+	accepted := []string{EdDSA, ES256, RS256}
+	f.Fuzz(func(t *testing.T, text []byte) {
+		keys, err := parseSet(text, accepted)
+		if err != nil && len(keys) > 0 || len(keys) > maxKeys {
+			t.Fatalf("%q: %d keys, %v", text, len(keys), err)
+		}
+		for _, k := range keys {
+			if _, secret := k.key.([]byte); secret || !slices.Contains(accepted, k.algorithm) || len(k.id) > maxKeyID {
+				t.Fatalf("%q: %+v", text, k)
+			}
+			if _, err := newKey(k.id, k.key); err != nil {
+				t.Fatalf("%q: %v", text, err)
+			}
+		}
+	})
+}
+
+// FuzzKeys: whatever a file of keys holds, it is refused, or its keys are good ones, and a private key is never one.
+func FuzzKeys(f *testing.F) {
+	f.Add([]byte("-----BEGIN PUBLIC KEY-----\nMCowBQYDK2VwAyEA11qYAYKxCrfVS/7TyWQHOg7hcvPapiMlrwIaaPcHURo=\n-----END PUBLIC KEY-----\n"))
+	f.Add([]byte("-----BEGIN PRIVATE KEY-----\nMC4CAQAwBQYDK2VwBCIEIA==\n-----END PRIVATE KEY-----\n"))
+	f.Add([]byte("-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"))
+	f.Add([]byte("0123456789abcdef0123456789abcdef\r\n"))
+	f.Fuzz(func(t *testing.T, text []byte) {
+		keys, err := ParsePublicKeys(text)
+		if (err == nil) != (len(keys) > 0) {
+			t.Fatalf("%q: %d keys, %v", text, len(keys), err)
+		}
+		secret, err := ParseSecret(text)
+		if err == nil && (len(keys) > 0 || len(secret.key.([]byte)) < minSecret) {
+			t.Fatalf("%q is a secret", text)
+		}
 	})
 }

@@ -384,3 +384,47 @@ func FuzzVerify(f *testing.F) {
 		}
 	})
 }
+
+// FuzzClaims: whatever a token says that a good key has signed, it is refused, or who it is of, until when and for what is
+// what it says.
+func FuzzClaims(f *testing.F) {
+	v := verifier(f, token.Config{Algorithms: []string{"EdDSA"}, Keys: public(f, pemOf(f, edPublic))})
+	for _, changes := range []m{nil, {"sub": 7}, {"exp": 1e300}, {"exp": nil}, {"aud": []any{"x", "other"}}, {"nbf": "tomorrow"}, {"topics": []any{"a*"}}, {"topics": "**"},
+		{"topics": []any{"user:{sub}", "{x}"}, "sub": "7:admin"}, {"iat": -1}} {
+		text, _ := json.Marshal(good(changes))
+		f.Add(text)
+	}
+	f.Add([]byte(`{"aud":"billing","aud":"commitcast","exp":99999999999,"exp":1,"sub":"a","Sub":"b"}`))
+	f.Add([]byte("{\"aud\":\"commitcast\",\"exp\":99999999999,\"sub\":\"\\u0000\xff\"} "))
+	f.Fuzz(func(t *testing.T, claims []byte) {
+		head := part(m{"alg": "EdDSA"}) + "." + base64.RawURLEncoding.EncodeToString(claims)
+		who, err := v.Verify(context.Background(), head+"."+base64.RawURLEncoding.EncodeToString(ed25519.Sign(edPrivate, []byte(head))))
+		if err != nil {
+			if !errors.Is(err, auth.ErrRefused) || len(err.Error()) > 2*auth.MaxPattern*4 {
+				t.Fatalf("%q: %v", claims, err)
+			}
+			return
+		}
+		var said struct {
+			Audience any    `json:"aud"`
+			Subject  string `json:"sub"`
+		}
+		all := m{}
+		if json.Unmarshal(claims, &all) != nil {
+			t.Fatalf("%q is taken for JSON", claims)
+		}
+		said.Audience = all["aud"]
+		said.Subject, _ = all["sub"].(string)
+		if aud := fmt.Sprint(said.Audience); !strings.Contains(aud, "commitcast") && !strings.Contains(aud, "other") {
+			t.Fatalf("%q is for %s", claims, aud)
+		}
+		if _, has := all["exp"]; !has || who.Expires.Before(time.Now()) || who.Subject != said.Subject || !json.Valid(who.Claims) {
+			t.Fatalf("%q: %+v", claims, who)
+		}
+		for _, p := range who.Topics {
+			if p.Match("user:{sub}") || p.Match("") {
+				t.Fatalf("%q: %v", claims, p)
+			}
+		}
+	})
+}

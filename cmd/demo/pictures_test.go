@@ -33,23 +33,23 @@ func TestPictures(t *testing.T) {
 	if *retake {
 		d := startDemo(t, testkit.RedisURL(t), 24, 40)
 		p := openTab(t, d.url)
-		p.until("window.__demo?.status().connection === 'open'", "the page is live")
+		p.Until("window.__demo?.status().connection === 'open'", "the page is live")
 		begun := time.Now()
-		p.until("document.querySelector('#ticket .go') && !document.querySelector('#ticket .go').disabled", "one can trade")
-		p.click("#ticket .go")
-		for p.until("document.querySelector('.result.done, .result.refused .again')", "there is an answer"); !in[bool](p, "!!document.querySelector('.result.done')"); {
-			p.click(".result.refused .again") // the market had moved
-			p.until("document.querySelector('.result.done, .result.refused .again')", "there is an answer")
+		p.Until("document.querySelector('#ticket .go') && !document.querySelector('#ticket .go').disabled", "one can trade")
+		p.Click("#ticket .go")
+		for p.Until("document.querySelector('.result.done, .result.refused .again')", "there is an answer"); !in[bool](p, "!!document.querySelector('.result.done')"); {
+			p.Click(".result.refused .again") // the market had moved
+			p.Until("document.querySelector('.result.done, .result.refused .again')", "there is an answer")
 		}
-		p.until("document.querySelectorAll('#tape tr').length >= 12 && document.querySelectorAll('#positions li').length === 1", "tape and account show something")
+		p.Until("document.querySelectorAll('#tape tr').length >= 12 && document.querySelectorAll('#positions li').length === 1", "tape and account show something")
 		p.verified("the trade")
 		for time.Since(begun) < 40*time.Second { // a chart needs its minute
-			p.until("window.__demo.status().verify.kind === 'equal'", "the page equals the database")
+			p.Until("window.__demo.status().verify.kind === 'equal'", "the page equals the database")
 			time.Sleep(time.Second)
 		}
-		p.until("window.__demo.status().latency.p50 < 10", "the machine is idle")
+		p.Until("window.__demo.status().latency.p50 < 10", "the machine is idle")
 		for _, scheme := range schemes {
-			if err := chromedp.Do(p.ctx, chromedp.Func(func(ctx context.Context, _ *chromedp.Target) error {
+			p.Do(chromedp.Func(func(ctx context.Context, _ *chromedp.Target) error {
 				// So high that it ends between two panels.
 				if _, err := chromedp.Call(ctx, emulation.SetDeviceMetricsOverride,
 					emulation.SetDeviceMetricsOverrideParams{Width: 1440, Height: 737, DeviceScaleFactor: 1}); err != nil {
@@ -58,15 +58,10 @@ func TestPictures(t *testing.T) {
 				_, err := chromedp.Call(ctx, emulation.SetEmulatedMedia, emulation.SetEmulatedMediaParams{
 					Features: []*emulation.MediaFeature{{Name: "prefers-color-scheme", Value: scheme}}})
 				return err
-			})); err != nil {
-				t.Fatal(err)
-			}
+			}))
 			p.verified("the change of colours")
-			picture, err := chromedp.Run(p.ctx, chromedp.CaptureScreenshot())
+			picture, err := reduced(p.Picture())
 			if err != nil {
-				t.Fatal(err)
-			}
-			if picture, err = reduced(picture); err != nil {
 				t.Fatal(err)
 			}
 			if err := os.WriteFile(file(scheme), picture, 0o644); err != nil {

@@ -59,7 +59,7 @@ func TestEventSourceInChromium(t *testing.T) {
 		return conn.QueryRow(t.Context(), `SELECT epoch FROM commitcast.journal WHERE topic = 't' AND "offset" = 5`).Scan(&epoch)
 	}, "the first events have offsets")
 
-	p := &tortureTab{name: "events", ctx: chromium(t)}
+	p := &tortureTab{name: "events", ctx: headless(t)}
 	if err := chromedp.Do(p.ctx, chromedp.Navigate(site.URL)); err != nil {
 		t.Fatal(err)
 	}

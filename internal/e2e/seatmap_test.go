@@ -36,13 +36,13 @@ func TestSeatmap(t *testing.T) {
 		}
 	}
 
-	ann.click(css("B4"))
+	ann.Click(css("B4"))
 	bob.until(seat("B4") + `.className === "taken"`)
 	if !in[bool](bob, seat("B4")+`.disabled`) || in[string](ann, seat("B4")+`.className`) != "mine" {
 		t.Error("B4 is ann's alone")
 	}
 	bob.until(`document.querySelector("p").innerText === "47 seats are free."`)
-	ann.click(css("B4")) // and back
+	ann.Click(css("B4")) // and back
 	bob.until(seat("B4") + `.className === "free"`)
 
 	// At once: the row is locked until both have asked.
@@ -58,8 +58,8 @@ func TestSeatmap(t *testing.T) {
 	if _, err := tx.Exec(t.Context(), `SELECT FROM seat WHERE id = 'C5' FOR UPDATE`); err != nil {
 		t.Fatal(err)
 	}
-	ann.click(css("C5"))
-	bob.click(css("C5"))
+	ann.Click(css("C5"))
+	bob.Click(css("C5"))
 	testkit.Eventually(t, soon, func() error {
 		var waiting int
 		err := pool.QueryRow(t.Context(), `SELECT count(*) FROM pg_stat_activity

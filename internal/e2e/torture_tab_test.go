@@ -20,8 +20,8 @@ import (
 	"github.com/commitcast/commitcast/internal/services"
 )
 
-// chromium starts one headless browser and returns its context. It ends with the test.
-func chromium(t *testing.T) context.Context {
+// headless starts one headless browser and returns its context. It ends with the test.
+func headless(t *testing.T) context.Context {
 	t.Helper()
 	path, err := services.EnsureChromium(t.Context(), nil)
 	if err != nil {

@@ -101,7 +101,7 @@ func newTorture(t *testing.T, seed uint64) *torture {
 	for i := range r.nodes {
 		r.nodes[i] = r.broadcaster()
 	}
-	chrome := chromium(t)
+	chrome := headless(t)
 	open := func(name string, l *line, options url.Values) {
 		options.Set("seed", strconv.FormatUint(seed+uint64(len(r.tabs)), 10))
 		p := openTortureTab(t, chrome, name, r.web.Addr, l.proxy.Addr, options)
