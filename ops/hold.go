@@ -105,18 +105,15 @@ func (c *Console) BumpEpoch(ctx context.Context, seen, why string) (epoch string
 		return "", fmt.Errorf("%w: say why", ErrInvalid)
 	}
 	err = c.act(ctx, "epoch bump", seen, map[string]string{"why": why}, func(tx pgx.Tx, _ int64) (string, error) {
-		// The lock that begin_epoch takes, before the look.
-		if _, err := tx.Exec(ctx, `LOCK TABLE commitcast.epoch IN SHARE ROW EXCLUSIVE MODE`); err != nil {
+		if err := tx.QueryRow(ctx, `SELECT commitcast.begin_epoch(NULL, $1)`, "operator: "+clip(why)).Scan(&epoch); err != nil {
 			return "", err
 		}
-		var now string
-		if err := tx.QueryRow(ctx, `SELECT name FROM commitcast.epoch ORDER BY ordinal DESC LIMIT 1`).Scan(&now); err != nil {
-			return "", err
+		// Behind its lock: nobody else begins one any more.
+		var before string
+		err := tx.QueryRow(ctx, `SELECT name FROM commitcast.epoch ORDER BY ordinal DESC OFFSET 1 LIMIT 1`).Scan(&before)
+		if err == nil && before != seen {
+			err = fmt.Errorf("%w: the epoch is %s, not %s", ErrConflict, before, seen)
 		}
-		if now != seen {
-			return "", fmt.Errorf("%w: the epoch is %s, not %s", ErrConflict, now, seen)
-		}
-		err := tx.QueryRow(ctx, `SELECT commitcast.begin_epoch(NULL, $1)`, "operator: "+clip(why)).Scan(&epoch)
 		return "done: " + epoch, err
 	})
 	return epoch, err

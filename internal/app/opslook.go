@@ -82,7 +82,7 @@ func showStatus(p *page, st *ops.Status) {
 		}
 		hops.add("journal → Redis", of("redis", "journal"), perSecond(st.Rates.Published), "", "", says)
 	}
-	var nodes, clients, subs, topics int
+	var nodes, clients, subs int
 	var resets, stalled float64
 	list := newTable("NODE", "KIND", "STATE", ">CLIENTS", ">SUBSCRIPTIONS", ">TOPICS", ">PARTITIONS", ">UP", "OPS LISTENER")
 	for _, n := range st.Nodes {
@@ -101,7 +101,7 @@ func showStatus(p *page, st *ops.Status) {
 		}
 		if b := id.Broadcaster; b != nil {
 			nodes++
-			clients, subs, topics = clients+b.Connections, subs+b.Subscriptions, topics+b.Topics
+			clients, subs = clients+b.Connections, subs+b.Subscriptions
 			resets += n.Counters["commitcast_broadcaster_resets_total"]
 			stalled += n.Counters["commitcast_broadcaster_clients_stalled_total"]
 			c, sub, t = b.Connections, b.Subscriptions, b.Topics
@@ -120,8 +120,8 @@ func showStatus(p *page, st *ops.Status) {
 	if st.Rates.Over > 0 && nodes > 0 {
 		delivered = rate(st.Rates.Delivered)
 	}
-	hops.add("broadcasters", of("broadcaster", "node"), delivered, "", "", fmt.Sprintf("%d nodes, %s clients, %s subscriptions, %s resets and %s stalled since they run",
-		nodes, count(int64(clients)), count(int64(subs)), count(int64(resets)), count(int64(stalled))))
+	hops.add("broadcasters", of("broadcaster", "node"), delivered, "", "", fmt.Sprintf("%s, %s, %s, %s and %s since they run",
+		things(nodes, "node"), things(clients, "client"), things(subs, "subscription"), things(int(resets), "reset"), things(int(stalled), "stalled client")))
 	p.print(hops)
 	if st.DeadLetters > 0 || st.GivenUp > 0 || st.Redrives > 0 {
 		p.line("\n%s topics given up, %s dead letters, %s redrives under way", upTo(st.GivenUp, countMost), upTo(st.DeadLetters, countMost), upTo(st.Redrives, countMost))
@@ -464,7 +464,7 @@ func (c *opsClients) Run(ctx context.Context, s *streams) error {
 				if i > 0 {
 					p.line("")
 				}
-				p.line("%s  %s clients", p.paint(bold, n.Node), count(int64(n.Total)))
+				p.line("%s  %s", p.paint(bold, n.Node), things(n.Total, "client"))
 				if n.Error != "" {
 					p.line("%s", p.paint(red, n.Error))
 				}

@@ -152,6 +152,14 @@ func count(n int64) string {
 	return s
 }
 
+// things is n of something.
+func things(n int, name string) string {
+	if n == 1 {
+		return "1 " + name
+	}
+	return count(int64(n)) + " " + name + "s"
+}
+
 // upTo is a count that stops somewhere.
 func upTo(n, most int64) string {
 	if n >= most {
@@ -176,6 +184,8 @@ func age(d time.Duration) string {
 	switch {
 	case d <= 0:
 		return ""
+	case d < time.Millisecond:
+		return "<1ms"
 	case d < time.Second:
 		return fmt.Sprintf("%dms", d.Milliseconds())
 	case d < 10*time.Second:

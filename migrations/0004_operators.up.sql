@@ -41,7 +41,8 @@ CREATE INDEX parked_died ON commitcast.parked (topic) WHERE died_at IS NOT NULL;
 
 -- begin_drain: as before, and false for a partition that is paused.
 CREATE OR REPLACE FUNCTION commitcast.begin_drain(p smallint, new_term bigint) RETURNS boolean
-    LANGUAGE plpgsql VOLATILE
+    LANGUAGE plpgsql VOLATILE SECURITY DEFINER
+    SET search_path = pg_catalog, pg_temp
     AS $$
 BEGIN
     PERFORM commitcast.check_epoch();
@@ -54,7 +55,8 @@ END $$;
 -- can sequence no more from here on, and ends when it next asks.
 -- Called by operators. Locks: partition row.
 CREATE FUNCTION commitcast.pause_partition(p smallint, who text, why text) RETURNS boolean
-    LANGUAGE plpgsql VOLATILE
+    LANGUAGE plpgsql VOLATILE SECURITY DEFINER
+    SET search_path = pg_catalog, pg_temp
     AS $$
 BEGIN
     UPDATE commitcast.partition SET term = term + 1, paused_at = clock_timestamp(), paused_by = who, paused_why = why
@@ -65,7 +67,8 @@ END $$;
 -- resume_partition: ends the pause that began at a time. False: it has ended already, or is another one.
 -- Called by operators. Locks: partition row.
 CREATE FUNCTION commitcast.resume_partition(p smallint, since timestamptz) RETURNS boolean
-    LANGUAGE plpgsql VOLATILE
+    LANGUAGE plpgsql VOLATILE SECURITY DEFINER
+    SET search_path = pg_catalog, pg_temp
     AS $$
 BEGIN
     UPDATE commitcast.partition SET paused_at = NULL, paused_by = NULL, paused_why = NULL WHERE id = p AND paused_at = since;
@@ -78,7 +81,8 @@ END $$;
 -- Called by operators. Locks in order: partition row, the topic's row in parked.
 -- Invariant: a topic is set aside before partition.published passes an event of it that the stream lacks.
 CREATE FUNCTION commitcast.park_topic(p_topic text, why text) RETURNS bigint
-    LANGUAGE plpgsql VOLATILE
+    LANGUAGE plpgsql VOLATILE SECURITY DEFINER
+    SET search_path = pg_catalog, pg_temp
     AS $$
 DECLARE
     q commitcast.partition;
@@ -97,3 +101,47 @@ BEGIN
     ON CONFLICT (topic) DO NOTHING;
     RETURN CASE WHEN FOUND THEN since END;
 END $$;
+
+-- settle_grants: as before, and an operator may order jobs, which is how workers are told to publish something again.
+CREATE OR REPLACE FUNCTION commitcast.settle_grants() RETURNS void
+    LANGUAGE plpgsql VOLATILE
+    AS $$
+DECLARE
+    r record;
+BEGIN
+    FOR r IN SELECT oid::regclass AS name, relkind, relname FROM pg_class
+        WHERE relnamespace = 'commitcast'::regnamespace AND relkind IN ('r', 'S') AND relname LIKE 'river\_%' LOOP
+        IF r.relkind = 'S' THEN
+            EXECUTE format('GRANT USAGE ON SEQUENCE %s TO commitcast_worker, commitcast_operator', r.name);
+        ELSIF r.relname = 'river_migration' THEN
+            EXECUTE format('GRANT SELECT ON %s TO commitcast_writer, commitcast_worker, commitcast_reader', r.name);
+        ELSE
+            EXECUTE format('GRANT SELECT, INSERT, UPDATE, DELETE ON %s TO commitcast_worker', r.name);
+        END IF;
+        IF r.relname = 'river_job' THEN
+            EXECUTE format('GRANT INSERT, UPDATE ON %s TO commitcast_operator', r.name);
+        END IF;
+    END LOOP;
+    REVOKE ALL ON ALL FUNCTIONS IN SCHEMA commitcast FROM PUBLIC;
+    FOR r IN SELECT oid::regprocedure AS name FROM pg_proc
+        WHERE pronamespace = 'commitcast'::regnamespace AND proname LIKE 'river\_%' LOOP
+        EXECUTE format('GRANT EXECUTE ON FUNCTION %s TO commitcast_worker, commitcast_operator', r.name);
+    END LOOP;
+    GRANT SELECT ON ALL TABLES IN SCHEMA commitcast TO commitcast_operator;
+    GRANT SELECT ON ALL SEQUENCES IN SCHEMA commitcast TO commitcast_operator;
+END $$;
+
+-- Workers go on with what was ordered, and write down how it ended. Operators order and record: of a record they can change
+-- the result only, and remove none.
+REVOKE ALL ON commitcast.redrive, commitcast.audit FROM PUBLIC;
+REVOKE ALL ON FUNCTION commitcast.pause_partition(smallint, text, text), commitcast.resume_partition(smallint, timestamptz),
+    commitcast.park_topic(text, text) FROM PUBLIC;
+GRANT SELECT, UPDATE, DELETE ON commitcast.redrive TO commitcast_worker;
+GRANT SELECT (id), UPDATE (result, ended_at) ON commitcast.audit TO commitcast_worker;
+GRANT SELECT, INSERT (topic, first, last, next, audit), UPDATE (job) ON commitcast.redrive TO commitcast_operator;
+GRANT SELECT, INSERT (who, action, target, detail, result, ended_at), UPDATE (result, ended_at) ON commitcast.audit TO commitcast_operator;
+GRANT UPDATE (died_at, attempts) ON commitcast.parked TO commitcast_operator;
+GRANT DELETE ON commitcast.dead_letter TO commitcast_operator;
+GRANT EXECUTE ON FUNCTION commitcast.pause_partition(smallint, text, text), commitcast.resume_partition(smallint, timestamptz),
+    commitcast.park_topic(text, text) TO commitcast_operator;
+SELECT commitcast.settle_grants();
