@@ -39,7 +39,7 @@ func TestPauseHoldsAPartition(t *testing.T) {
 	if d.holds(`SELECT commitcast.begin_drain($1::int::smallint, 1000000)`, p) {
 		t.Error("a drain of a paused partition began")
 	}
-	for range 30 { // each is a sweep, and a drain of another partition
+	for range 10 { // each is a sweep, and a drain of another partition
 		d.append(near, 1)
 		testkit.Eventually(t, 20*time.Second, func() bool {
 			return d.holds(`SELECT NOT EXISTS (SELECT FROM commitcast.outbox WHERE topic = $1)`, near)

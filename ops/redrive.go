@@ -91,8 +91,11 @@ type Plan struct {
 // PlanRedrive says what a redrive of a topic would do. With from 0 it is what the stream lacks of a topic that is set aside; else
 // the events from an offset to another (0: the head).
 func (c *Console) PlanRedrive(ctx context.Context, topic string, from, to int64) (*Plan, error) {
-	if !wire.ValidTopic(topic) || from < 0 || to < 0 || from == 0 && to > 0 {
-		return nil, fmt.Errorf("%w: a redrive is a topic, and perhaps offsets from 1 on", ErrInvalid)
+	switch {
+	case !wire.ValidTopic(topic):
+		return nil, fmt.Errorf("%w: %.144q is not the name of a topic", ErrInvalid, topic)
+	case from < 0 || to < 0 || from == 0 && to > 0:
+		return nil, fmt.Errorf("%w: a range begins at an offset, from 1 on", ErrInvalid)
 	}
 	if err := c.ready(ctx); err != nil {
 		return nil, err
