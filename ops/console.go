@@ -8,8 +8,10 @@ import (
 	"net/http"
 	"os"
 	"os/user"
+	"strconv"
 	"time"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 
@@ -20,6 +22,8 @@ import (
 const (
 	// lookTimeout bounds one look at the database, at Redis or at a node: long for what works, short for a person who waits.
 	lookTimeout = 3 * time.Second
+	// statementTimeout ends a statement that has got into something.
+	statementTimeout = 30 * time.Second
 	// MaxPage is how many rows one page of a list has at most.
 	MaxPage = 1000
 	// maxWho is the longest name of an operator in the record, in bytes.
@@ -81,6 +85,16 @@ func New(pool *pgxpool.Pool, redis *stream.Redis, cfg Config) *Console {
 		}, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
 	}
 	return &Console{cfg, pool, redis}
+}
+
+// Session sets a session up for a Console: the settings of its pool, before it is made.
+func Session(config *pgx.ConnConfig) {
+	for name, value := range map[string]string{"application_name": "commitcast ops", "default_transaction_isolation": "read committed",
+		"default_transaction_read_only": "off", "statement_timeout": strconv.FormatInt(statementTimeout.Milliseconds(), 10),
+		"jit": "off", // compiling takes longer than any look
+	} {
+		config.RuntimeParams[name] = value
+	}
 }
 
 // Close gives up connections to nodes. Pool and stream are the caller's.

@@ -65,6 +65,7 @@ func (d *desk) connect(role string, tracer pgx.QueryTracer) *pgxpool.Pool {
 	if err != nil {
 		d.t.Fatal(err)
 	}
+	ops.Session(config.ConnConfig)
 	if role != "" {
 		config.ConnConfig.RuntimeParams["role"] = role
 	}

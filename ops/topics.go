@@ -29,7 +29,7 @@ const (
 	// lagMost is where the lag of one topic stops being counted.
 	lagMost = 1000
 	// lagLook is how many events of a partition, and topics that are set aside, a list by lag looks at.
-	lagLook = 5000
+	lagLook = 2000
 )
 
 // TopicLine is a topic in a list.
@@ -68,7 +68,7 @@ func (c *Console) TopicsByName(ctx context.Context, q TopicsQuery) ([]TopicLine,
 	return c.topics(ctx, topicsByNameSQL, after, before, page(q.Limit), lagMost)
 }
 
-// TopicsByLag lists the topics that are behind, those with most events first. Of each partition the oldest 5,000 events are
+// TopicsByLag lists the topics that are behind, those with most events first. Of each partition the oldest 2,000 events are
 // looked at.
 func (c *Console) TopicsByLag(ctx context.Context, q TopicsQuery) ([]TopicLine, error) {
 	if q.Prefix != "" {

@@ -64,10 +64,7 @@ func (f *opsFlags) console(ctx context.Context) (*ops.Console, func(), error) {
 	if err != nil {
 		return nil, nil, fmt.Errorf("--database-url: %w", err)
 	}
-	for name, value := range map[string]string{"application_name": "commitcast ops", "default_transaction_isolation": "read committed",
-		"default_transaction_read_only": "off", "statement_timeout": "30s"} {
-		config.ConnConfig.RuntimeParams[name] = value
-	}
+	ops.Session(config.ConnConfig)
 	config.MaxConns = 4
 	if config.ConnConfig.ConnectTimeout == 0 || config.ConnConfig.ConnectTimeout > openTimeout {
 		config.ConnConfig.ConnectTimeout = openTimeout

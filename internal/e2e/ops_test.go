@@ -82,7 +82,7 @@ func TestRedriveOfManyEvents(t *testing.T) {
 	if _, stderr, code := operate(t, database, server.URL(), "redrive", "hot", "--dry-run"); code != 0 || !strings.Contains(stderr, "10,000 events of hot") {
 		t.Errorf("dry run: code %d, %s", code, stderr)
 	}
-	if h := held(t, admin, "hot"); len(h) > 0 {
+	if h := heldByRedis(t, admin, "hot"); len(h) > 0 {
 		t.Fatalf("Redis has %d events before the redrive", len(h))
 	}
 	rights("~*")
@@ -123,7 +123,7 @@ func TestRedriveOfManyEvents(t *testing.T) {
 		t.Errorf("%d events were written and arrived during both redrives", live)
 	}
 	testkit.Eventually(t, 20*time.Second, func() error {
-		h := held(t, admin, "hot")
+		h := heldByRedis(t, admin, "hot")
 		for i, offset := range h {
 			if want := many + live - int64(len(h)) + int64(i) + 1; offset != want {
 				return fmt.Errorf("Redis has offset %d in place %d, want %d", offset, i, want)
@@ -147,8 +147,8 @@ func TestRedriveOfManyEvents(t *testing.T) {
 	t.Logf("%d events of each topic were written and arrived meanwhile", live)
 }
 
-// held are the offsets that Redis has of a topic.
-func held(t *testing.T, admin *redis.Client, topic string) (offsets []int64) {
+// heldByRedis are the offsets that Redis has of a topic.
+func heldByRedis(t *testing.T, admin *redis.Client, topic string) (offsets []int64) {
 	t.Helper()
 	keys, err := admin.Keys(t.Context(), "cc:*:"+topic).Result()
 	if err != nil {
