@@ -22,7 +22,7 @@ var (
 )
 
 // countMost is where counts of what should be few stop: what is more is "more".
-const countMost = 10_000
+const countMost = 1000
 
 // Level is how bad it is.
 type Level string
@@ -51,7 +51,7 @@ type Partition struct {
 	PausedAt       *time.Time    `json:"paused_at,omitempty"`
 	PausedBy       string        `json:"paused_by,omitempty"`
 	PausedWhy      string        `json:"paused_why,omitempty"`
-	Waiting        int64         `json:"waiting"`         // in the outbox; stops counting at 10,000
+	Waiting        int64         `json:"waiting"`         // in the outbox; stops counting at 1,000
 	WaitingFor     float64       `json:"waiting_s"`       // age of the oldest of these, in seconds
 	UnpublishedFor float64       `json:"unpublished_s"`   // age of the oldest that is sequenced and not published
 	Owner          *worker.Owner `json:"owner,omitempty"` // the session that drains it
@@ -105,7 +105,7 @@ type Status struct {
 	WaitingFor     float64     `json:"waiting_s"`
 	Unpublished    int64       `json:"unpublished"`
 	UnpublishedFor float64     `json:"unpublished_s"`
-	SetAside       int64       `json:"set_aside"`    // topics, given up or not; counts stop at 10,000
+	SetAside       int64       `json:"set_aside"`    // topics, given up or not; counts stop at 1,000
 	GivenUp        int64       `json:"given_up"`     // of these, until redrive
 	DeadLetters    int64       `json:"dead_letters"` // that were not redriven
 	Redrives       int64       `json:"redrives"`     // under way

@@ -13,7 +13,7 @@ import (
 )
 
 // countMost is where package ops stops counting what should be few.
-const countMost = 10_000
+const countMost = 1000
 
 type opsStatus struct {
 	opsFlags

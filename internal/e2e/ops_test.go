@@ -3,7 +3,7 @@ package e2e
 import (
 	"bufio"
 	"context"
-	"encoding/binary"
+	endian "encoding/binary"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -451,7 +451,7 @@ func impostor(t *testing.T, database string) string {
 					if _, err := io.ReadFull(answers, header); err != nil {
 						return
 					}
-					body := make([]byte, binary.BigEndian.Uint32(header[1:])-4)
+					body := make([]byte, endian.BigEndian.Uint32(header[1:])-4)
 					if _, err := io.ReadFull(answers, body); err != nil {
 						return
 					}
