@@ -72,7 +72,6 @@ func (c *Console) findings(ctx context.Context, s *Status) []Finding {
 	}
 	workers, broadcasters := 0, 0
 	for _, n := range s.Nodes {
-		c.findNode(s, n, add)
 		if n.Identity != nil && n.Identity.Worker != nil {
 			workers++
 		}
@@ -101,6 +100,9 @@ func (c *Console) findings(ctx context.Context, s *Status) []Finding {
 			add(Finding{Level: level, Hop: "outbox", What: "no worker was found", Affects: "every topic: committed events get no offsets",
 				Why: "none is connected to this database with an ops listener that answers, and none drains a partition", Help: "start one: commitcast worker"})
 		}
+	}
+	for _, n := range s.Nodes { // last: what is wrong there often comes from the above
+		c.findNode(s, n, add)
 	}
 	if broadcasters == 0 && (d.Up || len(c.cfg.Nodes) > 0) {
 		add(Finding{Level: Warning, Hop: "broadcaster", What: "no broadcaster was found", Affects: "every client",
@@ -133,7 +135,7 @@ func (c *Console) findNode(s *Status, n *Node, add func(Finding)) {
 	switch {
 	case b.Drained:
 		add(Finding{Level: Warning, Hop: hop, What: "it was drained and takes no clients", Help: "commitcast ops drain --undo " + b.Node})
-	case b.Polling:
+	case b.Polling && s.Database.Up:
 		add(Finding{Level: Warning, Hop: hop, What: "it hears nothing from Redis and polls the journal", Why: b.Ready,
 			Affects: plural(b.Connections, "client") + ": events are a quarter of a second late", Help: "see whether Redis answers there; push returns by itself"})
 	case b.Ready != "":
