@@ -1,6 +1,7 @@
 package broadcaster
 
 import (
+	"math"
 	"testing"
 
 	"github.com/commitcast/commitcast/stream"
@@ -30,7 +31,7 @@ func BenchmarkLogRead(b *testing.B) {
 	p := make([]byte, headerRoom, 4<<10)
 	b.ReportAllocs()
 	for b.Loop() {
-		p, _, _, _ = l.read(p[:headerRoom], "1-aaaa", 0, maxMessage)
+		p, _, _, _ = l.read(p[:headerRoom], "1-aaaa", 0, math.MaxInt64, maxMessage)
 	}
 }
 

@@ -13,7 +13,8 @@
 //
 // What a subscriber is shown is decided in splice.go alone, by two machines without clock, goroutine or I/O. Around them data
 // flows one way through the files: heads.go and the stream's messages (topic.go) fill the log (log.go); sessions
-// (session.go, subscription.go, join.go) read it; what it does not hold comes from replay.go.
+// (session.go, subscription.go, join.go) read it; what it does not hold comes from replay.go. fence.go ends who may read a topic no
+// longer.
 //
 // Lifecycle: New, then Run for as long as Handler serves. When Run's context ends, clients are told when to come
 // back and are closed, spread over Config.Drain. All exported methods are safe for concurrent use.

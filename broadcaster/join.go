@@ -97,7 +97,11 @@ func (w *joining) admit(polled bool) (ok bool) {
 	t := w.sub.t
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	w.admitted, ok = t.feed.admit(polled)
+	if w.admitted, ok = t.feed.admit(polled); ok {
+		w.sub.s.mu.Lock()
+		w.sub.admitted()
+		w.sub.s.mu.Unlock()
+	}
 	return ok
 }
 
@@ -106,7 +110,7 @@ func (j *joiner) join(ctx context.Context, batch []joining) {
 	questions := make([]wire.Question, len(batch))
 	for i, w := range batch {
 		w.sub.s.mu.Lock()
-		questions[i] = wire.Question{Topic: w.sub.t.name, Cursor: w.sub.question()}
+		questions[i] = wire.Question{Topic: w.sub.t.name, Cursor: w.sub.question(), Subject: w.sub.subject}
 		w.sub.s.mu.Unlock()
 	}
 	readCtx, cancel := context.WithTimeout(ctx, joinTimeout)
@@ -152,10 +156,12 @@ func (j *joiner) decide(w joining, epoch string, p wire.Position) bool {
 		s.wakeLocked(sub)
 	case joinReset:
 		sub.resetLocked(epoch, p)
+	case joinRevoked:
+		sub.fencedLocked()
 	}
 	s.mu.Unlock()
 	t.mu.Unlock()
-	if outcome == joinReset {
+	if outcome == joinReset || outcome == joinRevoked {
 		j.b.detach(sub)
 	} else if t.behind() {
 		j.b.heads.suspect(t)

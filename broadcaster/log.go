@@ -4,6 +4,7 @@ import (
 	"sync"
 
 	"github.com/commitcast/commitcast/stream"
+	"github.com/commitcast/commitcast/wire"
 )
 
 // sharedLog holds the newest frames of one topic, in one epoch: offsets first … next-1, contiguous. Subscribers
@@ -18,6 +19,7 @@ type sharedLog struct {
 	first  int64
 	next   int64
 	bytes  int
+	base   int64 // what lies up to here has not passed through the log since it began or skipped
 }
 
 // reset empties the log: it continues at next, in epoch.
@@ -29,7 +31,7 @@ func (l *sharedLog) reset(epoch string, next int64) {
 
 func (l *sharedLog) clear(epoch string, next int64) {
 	clear(l.frames)
-	l.epoch, l.frames, l.head, l.first, l.next, l.bytes = epoch, l.frames[:0], 0, next, next, 0
+	l.epoch, l.frames, l.head, l.first, l.next, l.bytes, l.base = epoch, l.frames[:0], 0, next, next, 0, next-1
 }
 
 // skip moves the log on to next, dropping what it holds, if it is in epoch and not that far yet.
@@ -72,6 +74,9 @@ func (l *sharedLog) append(r stream.Run) (grew, gap bool) {
 		return false, false
 	}
 	for _, f := range r.Frames[l.next-r.First:] {
+		if wire.IsFence(f) {
+			f = shown(f)
+		}
 		l.frames = append(l.frames, f)
 		l.bytes += len(f)
 		l.next++
@@ -95,6 +100,13 @@ func (l *sharedLog) trim() {
 	}
 }
 
+// since is the offset behind which everything has passed through the log.
+func (l *sharedLog) since() int64 {
+	l.mu.RLock()
+	defer l.mu.RUnlock()
+	return l.base
+}
+
 // readState says where a cursor stands after a read.
 type readState uint8
 
@@ -105,9 +117,9 @@ const (
 	readForeign                  // the log is of another epoch, or has no position yet
 )
 
-// read appends the frames after cursor to p, one a line, until p has grown by budget (but at least one frame), and
-// returns the new cursor with the frame that it is now at; nil if it has not moved.
-func (l *sharedLog) read(p []byte, epoch string, cursor int64, budget int) (_ []byte, _ int64, last []byte, _ readState) {
+// read appends the frames after cursor and before the offset end to p, one a line, until p has grown by budget (but at least
+// one frame), and returns the new cursor with the frame that it is now at; nil if it has not moved.
+func (l *sharedLog) read(p []byte, epoch string, cursor, end int64, budget int) (_ []byte, _ int64, last []byte, _ readState) {
 	l.mu.RLock()
 	defer l.mu.RUnlock()
 	switch {
@@ -117,7 +129,7 @@ func (l *sharedLog) read(p []byte, epoch string, cursor int64, budget int) (_ []
 		return p, cursor, nil, readBehind
 	}
 	start := len(p)
-	for cursor+1 < l.next {
+	for cursor+1 < min(l.next, end) {
 		f := l.frames[l.head+int(cursor+1-l.first)]
 		if len(p) > start && len(p)-start+len(f) > budget {
 			return p, cursor, last, readMore

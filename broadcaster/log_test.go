@@ -2,6 +2,7 @@ package broadcaster
 
 import (
 	"fmt"
+	"math"
 	"math/rand/v2"
 	"strings"
 	"testing"
@@ -18,7 +19,7 @@ func run(epoch string, from, to int64) stream.Run {
 }
 
 func readAll(l *sharedLog, cursor int64, budget int) (string, int64, readState) {
-	p, cursor, _, state := l.read(make([]byte, headerRoom), "e", cursor, budget)
+	p, cursor, _, state := l.read(make([]byte, headerRoom), "e", cursor, math.MaxInt64, budget)
 	return strings.ReplaceAll(string(p[headerRoom:]), "\n", " "), cursor, state
 }
 
@@ -54,7 +55,7 @@ func TestLogTakesOnlyWhatFollows(t *testing.T) {
 	if _, cursor, state := readAll(l, 11, 100); state != readCurrent || cursor != 11 {
 		t.Fatalf("a cursor at the end: %v at %d", state, cursor)
 	}
-	if _, _, _, state := l.read(nil, "f", 11, 100); state != readForeign {
+	if _, _, _, state := l.read(nil, "f", 11, math.MaxInt64, 100); state != readForeign {
 		t.Fatalf("another epoch: %v", state)
 	}
 }

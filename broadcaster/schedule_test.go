@@ -103,6 +103,9 @@ func init() {
 
 // told reads a frame.
 func told(frame []byte) (epoch int, history byte, offset int64) {
+	if wire.IsFence(frame) {
+		frame = shown(frame)
+	}
 	e, n, _ := eventCursor(frame)
 	offset, _ = strconv.ParseInt(string(n), 10, 64)
 	return epochNumber(string(e)), frame[len(`{"op":"event","topic":"`)] - 'a', offset
@@ -111,8 +114,21 @@ func told(frame []byte) (epoch int, history byte, offset int64) {
 // frame is that of offset n as seen in epoch e.
 func (w *world) frame(e int, n int64) []byte {
 	h := w.truth[e][n]
+	if c := w.changes[h][n]; c.id > 0 {
+		return wire.AppendFence(nil, &wire.Fence{Topic: string(rune('a' + h)), Epoch: epochNames[w.sequencedIn[h]], Offset: n,
+			ID: c.id, Subject: subjects[c.slot], Revoked: c.revoked})
+	}
 	return frames[w.sequencedIn[h]][h][n]
 }
+
+// change is one of the access of a client's subject.
+type change struct {
+	slot    int
+	revoked bool
+	id      int64
+}
+
+var subjects = [simSubs]string{"ann", "bob", "cid"}
 
 func epochNumber(name string) int {
 	if name == "" {
@@ -145,6 +161,13 @@ type world struct {
 
 	// sequencedIn is the epoch of a history: each has one.
 	sequencedIn [simEpochs + 8]int
+
+	// access is what the database knows of each subject, changes the fences among the events of a history, and unsequenced
+	// those that have committed and have no offset yet.
+	access      [simSubs]change
+	changes     [simEpochs + 8][simOffsets]change
+	unsequenced []change
+	ids         int64
 
 	// truth[e][n] is the history of offset n as seen in epoch e.
 	truth [simEpochs + 1][simOffsets]byte
@@ -230,14 +253,16 @@ type memory struct {
 
 type simSub struct {
 	reader
-	slot     int
-	dirty    bool
-	told     int // times that "subscribed" was sent
-	mem      memory
-	admitted admission
-	mayJoin  bool // the world knows that it was right to admit it …
-	mayIn    int  // … in this epoch
-	needless bool // its cursor was found not to be valid, although that of its client is
+	slot      int
+	dirty     bool
+	told      int // times that "subscribed" was sent
+	mem       memory
+	admission admission
+	read      change // what was read about its subject
+	cleared   change // … when it went live
+	mayJoin   bool   // the world knows that it was right to admit it …
+	mayIn     int    // … in this epoch
+	needless  bool   // its cursor was found not to be valid, although that of its client is
 }
 
 func (w *world) log(format string, args ...any) {
@@ -308,7 +333,47 @@ func (w *world) sequence() {
 		w.head++
 		w.rows[w.head] = row{w.history, byte(w.epoch)}
 		w.truth[w.epoch][w.head] = w.history
+		if len(w.unsequenced) > 0 {
+			w.changes[w.history][w.head] = w.unsequenced[0]
+			w.log("offset %d is a change of %s: revoked %v", w.head, subjects[w.unsequenced[0].slot], w.unsequenced[0].revoked)
+			w.unsequenced = w.unsequenced[1:]
+		}
 	}
+}
+
+// changeAccess revokes a subject's access, or restores it; it is sequenced later.
+func (w *world) changeAccess() bool {
+	slot := w.rng.IntN(simSubs)
+	if w.head+int64(len(w.unsequenced)) > simOffsets-12 || w.rng.IntN(3) > 0 {
+		return false
+	}
+	w.ids++
+	w.access[slot] = change{slot, !w.access[slot].revoked, w.ids}
+	w.unsequenced = append(w.unsequenced, w.access[slot])
+	w.log("%s: revoked %v", subjects[slot], w.access[slot].revoked)
+	return true
+}
+
+// loseChanges takes back what the database has lost with the events after its head. Ids are given again.
+func (w *world) loseChanges() {
+	w.access, w.ids, w.unsequenced = [simSubs]change{}, 0, nil
+	for n := int64(1); n <= w.head; n++ {
+		if c := w.changes[w.rows[n].history][n]; c.id > 0 {
+			w.access[c.slot] = c
+			w.ids = max(w.ids, c.id)
+		}
+	}
+}
+
+// fenced is the first offset of a subject's fence that a subscription may not pass, as far as offset last; 0: none.
+func (w *world) fenced(s *simSub, last int64) int64 {
+	e := epochNumber(s.epoch)
+	for n := int64(1); n <= last && n < simOffsets; n++ {
+		if c := w.changes[w.truth[e][n]][n]; c.id > s.cleared.id && c.slot == s.slot && c.revoked {
+			return n
+		}
+	}
+	return 0
 }
 
 // back has the database lose commits: as a new epoch, or unnoticed within one.
@@ -319,6 +384,11 @@ func (w *world) back(unnoticed bool) {
 	}
 	if unnoticed && !w.forgettable() {
 		return
+	}
+	for n := w.head - lost + 1; n <= w.head && unnoticed; n++ {
+		if w.changes[w.rows[n].history][n].id > 0 {
+			return
+		}
 	}
 	w.backs++
 	w.head -= lost
@@ -343,6 +413,7 @@ func (w *world) back(unnoticed bool) {
 		}
 	}
 	w.frozen = false
+	w.loseChanges()
 	w.newEpoch()
 }
 
@@ -477,6 +548,9 @@ func (w *world) hear() bool {
 	for n := m.first; n <= m.last; n++ {
 		run.Frames = append(run.Frames, w.frame(m.epoch, n))
 	}
+	if run.Epoch == w.feed.channel.Epoch {
+		w.mark(run)
+	}
 	grew, gap := w.feed.hear(run)
 	w.log("heard %d to %d of %s: grew %v gap %v", m.first, m.last, ch.Epoch, grew, gap)
 	if grew {
@@ -487,6 +561,14 @@ func (w *world) hear() bool {
 		w.startHeal()
 	}
 	return true
+}
+
+func (w *world) mark(run stream.Run) {
+	for _, f := range fences(run) {
+		for _, s := range w.subs {
+			s.mark(&f, run.Epoch)
+		}
+	}
 }
 
 func (w *world) turned() {
@@ -546,6 +628,9 @@ func (w *world) stepHeal() bool {
 		w.log("healing reads after %d: %d frames from %d, %v", op.hole.after, len(op.run.Frames), op.run.First, op.err)
 	case 2:
 		want, next := w.feed.want.Load(), w.feed.log.next
+		if op.err == nil && op.hole.history == w.feed.history {
+			w.mark(op.run)
+		}
 		moved, again := w.feed.heal(op.hole, op.run, op.err)
 		if op.era != w.era && (moved || w.feed.want.Load() != want || w.feed.log.next != next) {
 			w.fail("nothing is healed from another history", "the log went from %d to %d, the head from %d to %d", next-1, w.feed.log.next-1, want, w.feed.want.Load())
@@ -649,7 +734,8 @@ func (w *world) stepJoin() bool {
 				kept = append(kept, s)
 				continue
 			}
-			s.admitted = a
+			s.admission = a
+			s.admitted()
 			s.mayIn = epochNumber(w.feed.channel.Epoch)
 			s.mayJoin = w.waited || w.polling() || w.liveIn == s.mayIn
 			op.batch = append(op.batch, s)
@@ -679,6 +765,8 @@ func (w *world) stepJoin() bool {
 		}
 		for _, s := range op.batch {
 			p := w.position(s.question())
+			s.read = w.access[s.slot]
+			p.Revoked, p.Changed = s.read.revoked, s.read.id
 			own := w.position(wire.Cursor{Epoch: epochNames[s.mem.epoch], Offset: s.mem.at})
 			s.needless = p.Reason != "" && own.Reason == ""
 			op.position = append(op.position, p)
@@ -688,11 +776,17 @@ func (w *world) stepJoin() bool {
 		i := len(op.batch) - 1
 		s, p := op.batch[i], op.position[i]
 		op.batch = op.batch[:i]
-		outcome := s.reader.join(&w.feed, s.admitted, epochNames[op.epoch], p)
+		outcome := s.reader.join(&w.feed, s.admission, epochNames[op.epoch], p)
 		w.log("sub %d joins: outcome %d, cursor %d, head %d, reason %q", s.slot, outcome, s.cursor, p.Head, p.Reason)
 		switch outcome {
 		case joinAnswered, joinResumed:
 			w.joined(s, outcome, p)
+		case joinRevoked:
+			s.epoch, s.cleared = epochNames[op.epoch], s.read
+			if !s.read.revoked && w.fenced(s, simOffsets) == 0 {
+				w.fail("no end is needless", "sub %d may read, and is refused", s.slot)
+			}
+			w.ended(s)
 		case joinReset:
 			w.resets++
 			if s.needless {
@@ -724,6 +818,9 @@ func (w *world) stepJoin() bool {
 func (w *world) joined(s *simSub, outcome joined, p wire.Position) {
 	s.dirty = true
 	e := epochNumber(s.epoch)
+	if s.cleared = s.read; s.read.revoked {
+		w.fail("who is revoked does not join", "sub %d", s.slot)
+	}
 	if !s.mayJoin || s.mayIn != e {
 		w.fail("joined only when live or polled", "sub %d is live in %s, whose channel was not confirmed before its head was read", s.slot, s.epoch)
 	}
@@ -816,7 +913,8 @@ func (w *world) stepCollect() bool {
 func (w *world) collect(s *simSub) {
 	s.dirty = false
 	before := s.cursor
-	p, more, replay := s.reader.collect(append(w.message[:0], make([]byte, headerRoom)...), &w.feed.log, w.rng.IntN(9)*simFrame/2)
+	behind := s.replaying || len(s.chunk) > 0
+	p, more, then := s.reader.collect(append(w.message[:0], make([]byte, headerRoom)...), &w.feed.log, w.rng.IntN(9)*simFrame/2)
 	w.message = p
 	s.dirty = more
 	e := epochNumber(s.epoch)
@@ -835,11 +933,18 @@ func (w *world) collect(s *simSub) {
 		}
 		s.mem = memory{epoch: in, at: n, history: history} // the client's cursor follows the event's
 	}
+	w.heldToFences(s, before, behind, then)
 	if s.state == subLive && s.cursor != s.mem.at {
 		w.fail("the cursor is what was shown", "sub %d: cursor %d, shown %d", s.slot, s.cursor, s.mem.at)
 	}
-	w.log("sub %d collects %d to %d, more %v replay %v", s.slot, before+1, s.cursor, more, replay)
-	if replay {
+	w.log("sub %d collects %d to %d, more %v then %d", s.slot, before+1, s.cursor, more, then)
+	switch then {
+	case nextEnd:
+		w.client[s.slot] = s.mem
+		w.ended(s)
+	case nextCheck:
+		w.later = append(w.later, timer{s, true})
+	case nextReplay:
 		for _, op := range w.replays {
 			if op.sub == s && op.life == s.life {
 				w.fail("one replay", "sub %d has a second one", s.slot)
@@ -847,6 +952,28 @@ func (w *world) collect(s *simSub) {
 		}
 		w.replays = append(w.replays, &rangeOp{phase: 1, sub: s, life: s.life,
 			hole: hole{channel: stream.Channel{Epoch: s.epoch}, after: s.cursor}})
+	}
+}
+
+// heldToFences checks what was collected, and how it went on.
+func (w *world) heldToFences(s *simSub, before int64, behind bool, then next) {
+	if at := w.fenced(s, s.cursor); at > 0 {
+		w.fail("nothing is shown from a fence on", "sub %d is at %d, its fence at %d", s.slot, s.cursor, at)
+	}
+	known := int64(0) // what has passed through the log, or skipped it
+	if log := &w.feed.log; log.epoch == s.epoch && then != nextEnd {
+		known = log.next - 1
+	}
+	at := w.fenced(s, known)
+	switch {
+	case then == nextEnd && w.fenced(s, simOffsets) == 0:
+		w.fail("no end is needless", "sub %d may read, and is ended at %d", s.slot, s.cursor)
+	case then == nextEnd && !behind && s.cursor >= w.feed.log.first && w.fenced(s, simOffsets) != s.cursor+1:
+		w.fail("the end is exactly at the fence", "sub %d ends at %d", s.slot, s.cursor)
+	case then == nextReplay && at > 0:
+		w.fail("no replay before a fence", "sub %d at %d is read for, its fence at %d", s.slot, s.cursor, at)
+	case behind && at > w.feed.log.base && s.cursor > before:
+		w.fail("no replay before a fence", "sub %d is shown up to %d, its fence at %d", s.slot, s.cursor, at)
 	}
 }
 
@@ -876,6 +1003,7 @@ func (w *world) subscribe(slot int) {
 	s := w.pool[w.pooled]
 	w.pooled++
 	*s = simSub{slot: slot}
+	s.subject = subjects[slot]
 	switch c := w.client[slot]; w.rng.IntN(4) {
 	case 0: // from the head
 	case 1: // from the beginning
@@ -900,7 +1028,7 @@ func (w *world) step() {
 		return
 	}
 	for range 20 {
-		if w.act(w.rng.IntN(13)) {
+		if w.act(w.rng.IntN(14)) {
 			return
 		}
 	}
@@ -937,6 +1065,8 @@ func (w *world) act(n int) bool {
 		return w.stepTimer()
 	case 11:
 		return w.stepCollect()
+	case 13:
+		return w.changeAccess()
 	default:
 		if w.rng.IntN(3) == 0 {
 			return w.stepClient()
@@ -1047,7 +1177,10 @@ func (w *world) settle() {
 		w.fail("resets are bounded", "%d, of %d at most", w.resets, most)
 	}
 	resets, reads := w.resets, w.reads
-	for range 12 {
+	for round := range 12 {
+		for round == 6 && len(w.unsequenced) > 0 { // not before what the database lost is forgotten
+			w.sequence()
+		}
 		w.connected = true
 		w.waited = false
 		for progress := true; progress && w.broken == ""; {
@@ -1105,6 +1238,9 @@ func (w *world) rested(rule string) {
 	for _, s := range w.subs {
 		if s.state != subLive || s.cursor != w.head || s.dirty {
 			w.fail(rule, "sub %d in state %d at %d of %d", s.slot, s.state, s.cursor, w.head)
+		}
+		if w.access[s.slot].revoked {
+			w.fail("who is revoked is ended", "sub %d at %d", s.slot, s.cursor)
 		}
 	}
 	if len(w.waiting) > 0 || len(w.replays) > 0 {

@@ -294,6 +294,9 @@ func (s *session) collect(p []byte) []byte {
 	rest := copy(s.dirty, s.dirty[taken:])
 	clear(s.dirty[rest:])
 	s.dirty = s.dirty[:rest]
+	if len(p) == headerRoom && len(s.control) > 0 { // a subscription has ended without another event
+		return s.collect(p)
+	}
 	return p
 }
 

@@ -183,6 +183,7 @@ const (
 
 // reader is the subscriber's side: a cursor, and how it goes on from there. Guarded by the session's mu.
 type reader struct {
+	fence
 	state    subState
 	answered bool        // "subscribed" was sent: a further joining checks the cursor again
 	asked    wire.Cursor // the cursor that the client gave; zero: from the head
@@ -211,6 +212,7 @@ const (
 	joinNone     joined = iota // it had ended
 	joinAgain                  // the history changed since it was admitted
 	joinReset                  // it has ended: the cursor is not valid
+	joinRevoked                // it has ended: its subject may not read the topic any more
 	joinAnswered               // it is live for the first time: the client is to be told
 	joinResumed                // it is live again
 )
@@ -225,6 +227,10 @@ func (r *reader) join(f *feed, a admission, epoch string, p wire.Position) joine
 	}
 	f.log.start(epoch, p.Head+1)
 	f.raise(p.Head)
+	if !r.may(p) {
+		r.end()
+		return joinRevoked
+	}
 	if p.Reason != "" {
 		r.end()
 		return joinReset
@@ -271,19 +277,39 @@ func (r *reader) leave() {
 	r.life++
 }
 
-// collect appends what follows the cursor to a message. more: the budget ended it. replay: the log begins after the
-// cursor, and the run that follows the cursor is to be read, for replayed.
-func (r *reader) collect(p []byte, log *sharedLog, budget int) (_ []byte, more, replay bool) {
+// next is what a reader needs beside what it has collected.
+type next uint8
+
+const (
+	nextNothing next = iota
+	nextReplay       // the log begins after the cursor: the run that follows the cursor is to be read, for splice
+	nextCheck        // the same, and the log may have missed a fence: the reader joins again
+	nextEnd          // it has ended, at a fence
+)
+
+// collect appends what follows the cursor to a message. more: the budget ended it.
+func (r *reader) collect(p []byte, log *sharedLog, budget int) (_ []byte, more bool, then next) {
 	if r.state != subLive {
-		return p, false, false
+		return p, false, nextNothing
+	}
+	if r.at > 0 && (r.replaying || len(r.chunk) > 0) {
+		r.end()
+		return p, false, nextEnd
 	}
 	start := len(p)
 	var last []byte
 	defer func() { r.passed(last) }()
 	for len(r.chunk) > 0 {
 		f := r.chunk[0]
+		if wire.IsFence(f) {
+			if r.meets(f) {
+				r.end()
+				return p, false, nextEnd
+			}
+			f = shown(f)
+		}
 		if len(p) > start && len(p)-start+len(f) > budget {
-			return p, true, false
+			return p, true, nextNothing
 		}
 		p = appendLine(p, f)
 		last = f
@@ -291,14 +317,22 @@ func (r *reader) collect(p []byte, log *sharedLog, budget int) (_ []byte, more, 
 		r.chunk = r.chunk[1:]
 	}
 	r.chunk = nil
-	p, cursor, newest, state := log.read(p, r.epoch, r.cursor, budget-(len(p)-start))
+	p, cursor, newest, state := log.read(p, r.epoch, r.cursor, r.limit(), budget-(len(p)-start))
 	if r.cursor = cursor; newest != nil {
 		last = newest
 	}
-	if state == readBehind && !r.replaying {
-		r.replaying, replay = true, true
+	switch {
+	case r.cursor+1 >= r.limit() || state == readBehind && r.at > 0:
+		r.end()
+		then = nextEnd
+	case state != readBehind || r.replaying:
+	case r.subject != "" && r.cleared < log.since():
+		r.recheck()
+		then = nextCheck
+	default:
+		r.replaying, then = true, nextReplay
 	}
-	return p, state == readMore, replay
+	return p, state == readMore, then
 }
 
 // passed takes note of the epoch of the event that the cursor is now at.

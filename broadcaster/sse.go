@@ -69,8 +69,12 @@ func (b *Broadcaster) serveEvents(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	// Said with a status here, since an EventSource comes back for ever after what is said within the stream.
-	if err := b.allowed(r.Context(), who, req.Topic); err != nil {
-		b.answerRefusal(w, err)
+	refusal := b.allowed(r.Context(), who, req.Topic)
+	if refusal == nil {
+		refusal = b.askFence(r.Context(), who, req.Topic)
+	}
+	if refusal != nil {
+		b.answerRefusal(w, refusal)
 		return
 	}
 	h := w.Header()

@@ -1,7 +1,9 @@
 package broadcaster
 
 import (
+	"context"
 	"fmt"
+	"time"
 
 	"github.com/commitcast/commitcast/wire"
 )
@@ -36,6 +38,9 @@ func (b *Broadcaster) subscribe(s *session, req wire.Request) error {
 		return b.tooMany()
 	}
 	sub := &subscription{s: s, id: req.ID, reader: reader{asked: asked}}
+	if s.who != nil {
+		sub.subject = s.who.Subject // a newer token is of the same one
+	}
 	s.subs[req.Topic] = sub
 	s.mu.Unlock()
 	b.attach(req.Topic, sub) // register …
@@ -66,12 +71,26 @@ func (sub *subscription) endLocked() {
 // collect appends what follows the cursor to a message. more: the budget ended it. Called with the session's mu held.
 func (sub *subscription) collect(p []byte, budget int) (_ []byte, more bool) {
 	before := sub.cursor
-	p, more, replay := sub.reader.collect(p, &sub.t.log, budget)
+	p, more, then := sub.reader.collect(p, &sub.t.log, budget)
 	if n := sub.cursor - before; n > 0 {
 		sub.s.b.metrics.delivered.Add(float64(n))
 	}
-	if replay {
+	switch then {
+	case nextReplay:
 		sub.s.startReplay(sub)
+	case nextCheck:
+		sub.s.b.after(jitter(100*time.Millisecond), func() { sub.s.b.joiner.add(sub) })
+	case nextEnd:
+		sub.fencedLocked()
+		sub.s.b.spawn(func(context.Context) { sub.s.b.detach(sub) }) // a topic's lock comes before a session's
 	}
 	return p, more
+}
+
+// fencedLocked takes a subscription that has ended at a fence out of its session, and says so to the client. The caller
+// detaches it from its topic after releasing mu.
+func (sub *subscription) fencedLocked() {
+	sub.endLocked()
+	sub.s.b.metrics.refused.WithLabelValues(wire.CodeForbidden).Inc()
+	sub.s.sendLocked(func(p []byte) []byte { return wire.AppendError(p, sub.id, revoked(sub.t.name)) })
 }

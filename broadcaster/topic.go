@@ -135,6 +135,9 @@ func (b hears) Deliver(r stream.Run) {
 	}
 	b.metrics.runs.Inc()
 	t.mu.Lock()
+	if r.Epoch == t.channel.Epoch {
+		t.fenceLocked(r) // before anybody can read what comes after
+	}
 	grew, gap := t.hear(r)
 	if grew {
 		t.wakeLocked()
@@ -232,6 +235,9 @@ func (t *topic) nextHole() (h hole, ok bool) {
 func (b *Broadcaster) healed(t *topic, h hole, run stream.Run, err error) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	if err == nil && h.history == t.history {
+		t.fenceLocked(run)
+	}
 	moved, again := t.feed.heal(h, run, err)
 	if moved {
 		b.metrics.healed.Add(float64(len(run.Frames)))

@@ -9,7 +9,7 @@ ALTER DEFAULT PRIVILEGES IN SCHEMA commitcast REVOKE SELECT ON TABLES FROM commi
 ALTER DEFAULT PRIVILEGES IN SCHEMA commitcast REVOKE SELECT ON SEQUENCES FROM commitcast_operator;
 ALTER TABLE commitcast.outbox DROP CONSTRAINT outbox_partition;
 
-DROP FUNCTION commitcast.settle_grants(), commitcast.detach_leaf(regclass), commitcast.drop_leaf(regclass);
+DROP FUNCTION commitcast.settle_grants(), commitcast.redrive_topics(text[], integer), commitcast.detach_leaf(regclass), commitcast.drop_leaf(regclass);
 ALTER FUNCTION commitcast.check_epoch() SECURITY INVOKER RESET search_path;
 ALTER FUNCTION commitcast.begin_epoch(text, text) SECURITY INVOKER RESET search_path;
 ALTER FUNCTION commitcast.sequence(smallint[], bigint[], integer, text, bigint[], bigint) SECURITY INVOKER RESET search_path;

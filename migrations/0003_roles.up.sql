@@ -220,4 +220,19 @@ GRANT SELECT ON commitcast.partition, commitcast.topic, commitcast.journal, comm
 -- ---------------------------------------------------------------------------------------------------------------
 -- Operators read everything, and change what a function lets them.
 
-GRANT EXECUTE ON FUNCTION commitcast.begin_epoch(text, text) TO commitcast_operator;
+-- redrive_topics: makes topics that were given up (those that are named, or all of them if null; at most so many) wait for a job
+-- again, which a worker orders within about a second; returns them.
+-- Called by Redrive, and by operators. Locks: the rows of those topics in parked.
+CREATE FUNCTION commitcast.redrive_topics(topics text[] DEFAULT NULL, most integer DEFAULT 10000) RETURNS SETOF text
+    LANGUAGE sql VOLATILE SECURITY DEFINER
+    SET search_path = pg_catalog, pg_temp
+    AS $$
+    UPDATE commitcast.parked p SET died_at = NULL, attempts = 0
+    WHERE p.topic IN (
+        SELECT d.topic FROM commitcast.parked d
+        WHERE d.died_at IS NOT NULL AND (topics IS NULL OR d.topic = ANY (topics))
+        ORDER BY d.topic LIMIT most FOR UPDATE)
+    RETURNING p.topic
+    $$;
+REVOKE ALL ON FUNCTION commitcast.redrive_topics(text[], integer) FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION commitcast.redrive_topics(text[], integer), commitcast.begin_epoch(text, text) TO commitcast_operator;

@@ -221,6 +221,7 @@ func TestErrorsAreOneClearLine(t *testing.T) {
 
 // A role without CREATE on the database can migrate into a schema that an administrator made for it.
 func TestUpWithoutCreatePrivilege(t *testing.T) {
+	migrated(t) // makes the cluster's roles
 	db := empty(t, "")
 	role := "owner_" + db
 	exec(t, db, fmt.Sprintf(`CREATE ROLE %s LOGIN PASSWORD 'x'; CREATE SCHEMA commitcast AUTHORIZATION %s`, role, role))

@@ -85,7 +85,6 @@ func (c *Console) examineDatabase(ctx context.Context, add addCheck) (e examined
 	const area = "database"
 	qctx, cancel := context.WithTimeout(ctx, 2*lookTimeout)
 	defer cancel()
-	start := time.Now()
 	if err := c.pool.Ping(qctx); err != nil {
 		add(area, "reachable", Problem, oneLine(err), "see that Postgres runs and that --database-url leads to it")
 		return e
@@ -102,7 +101,7 @@ func (c *Console) examineDatabase(ctx context.Context, add addCheck) (e examined
 	var oldest float64
 	var dead, bytes int64
 	var clock time.Time
-	start = time.Now()
+	start := time.Now()
 	err := c.pool.QueryRow(qctx, settingsSQL).Scan(&num, &version, &encoding, &replica, &role, &room, &used, &autovacuum, &fsync, &fullPages, &oldest, &prepared,
 		&dead, &outboxOff, &mayWrite, &mayRead, &mayWork, &mayAct, &leaves, &today, &tomorrow, &bytes, &clock)
 	if err != nil {

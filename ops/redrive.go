@@ -7,10 +7,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
-	"github.com/riverqueue/river"
-	"github.com/riverqueue/river/riverdriver/riverpgxv5"
 
-	"github.com/commitcast/commitcast/migrations"
 	"github.com/commitcast/commitcast/wire"
 	"github.com/commitcast/commitcast/worker"
 )
@@ -20,8 +17,7 @@ type Redriving struct {
 	Topic   string    `json:"topic"`
 	First   int64     `json:"first"`
 	Last    int64     `json:"last"`
-	Next    int64     `json:"next"` // the first offset that the stream has not confirmed
-	Job     *int64    `json:"job,omitempty"`
+	Next    int64     `json:"next"`   // the first offset that the stream has not confirmed
 	Record  int64     `json:"record"` // of commitcast.audit
 	Ordered time.Time `json:"ordered"`
 	Who     string    `json:"who"`
@@ -38,9 +34,9 @@ func (c *Console) Redriving(ctx context.Context, topic string) (*Redriving, erro
 
 func (c *Console) redriving(ctx context.Context, where string, arg any) (*Redriving, error) {
 	var r Redriving
-	err := c.pool.QueryRow(ctx, `SELECT r.topic, r.first, r.last, r.next, r.job, r.audit, r.ordered_at, a.who
+	err := c.pool.QueryRow(ctx, `SELECT r.topic, r.first, r.last, r.next, r.audit, r.ordered_at, a.who
 		FROM commitcast.redrive r JOIN commitcast.audit a ON a.id = r.audit `+where, arg).
-		Scan(&r.Topic, &r.First, &r.Last, &r.Next, &r.Job, &r.Record, &r.Ordered, &r.Who)
+		Scan(&r.Topic, &r.First, &r.Last, &r.Next, &r.Record, &r.Ordered, &r.Who)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return nil, fmt.Errorf("%w: nothing is being redriven", ErrNotFound)
 	}
@@ -145,11 +141,11 @@ func (c *Console) Redrive(ctx context.Context, p *Plan) (*Redriving, error) {
 		if p.Range {
 			ordered, err := worker.RedriveRange(ctx, tx, p.Topic, p.First, p.Last, audit)
 			if err == nil && !ordered {
-				err = fmt.Errorf("%w: a job of %q is at work already; look again", ErrConflict, p.Topic)
+				err = fmt.Errorf("%w: a redrive of %q is under way already; look again", ErrConflict, p.Topic)
 			}
 			return "", err
 		}
-		if err := lockParked(ctx, tx, p.Topic, p.Parked); err != nil {
+		if err := seenParked(ctx, tx, p.Topic, p.Parked); err != nil {
 			return "", err
 		}
 		taken, err := worker.RedriveTx(ctx, tx, []string{p.Topic})
@@ -166,11 +162,11 @@ func (c *Console) Redrive(ctx context.Context, p *Plan) (*Redriving, error) {
 	return r, err
 }
 
-// lockParked refuses a topic that is not set aside as it was seen to be.
-func lockParked(ctx context.Context, tx pgx.Tx, topic string, seen *Parked) error {
+// seenParked refuses a topic that is not set aside as it was seen to be.
+func seenParked(ctx context.Context, tx pgx.Tx, topic string, seen *Parked) error {
 	var at time.Time
 	var died *time.Time
-	err := tx.QueryRow(ctx, `SELECT parked_at, died_at FROM commitcast.parked WHERE topic = $1 FOR UPDATE`, topic).Scan(&at, &died)
+	err := tx.QueryRow(ctx, `SELECT parked_at, died_at FROM commitcast.parked WHERE topic = $1`, topic).Scan(&at, &died)
 	switch {
 	case errors.Is(err, pgx.ErrNoRows):
 		return fmt.Errorf("%w: topic %q is no longer set aside", ErrConflict, topic)
@@ -184,24 +180,19 @@ func lockParked(ctx context.Context, tx pgx.Tx, topic string, seen *Parked) erro
 
 // retryNow has the job of a topic that is being tried run at once.
 func (c *Console) retryNow(ctx context.Context, p *Plan) error {
-	client, err := river.NewClient(riverpgxv5.New(c.pool), &river.Config{Schema: migrations.RiverSchema})
-	if err != nil {
-		return fmt.Errorf("redrive: %w", err)
-	}
 	return c.act(ctx, "redrive", p.Topic, p, func(tx pgx.Tx, _ int64) (string, error) {
-		if err := lockParked(ctx, tx, p.Topic, p.Parked); err != nil {
+		if err := seenParked(ctx, tx, p.Topic, p.Parked); err != nil {
 			return "", err
 		}
-		var id int64
-		err := tx.QueryRow(ctx, `SELECT id FROM commitcast.river_job WHERE kind = 'topic_republish' AND args @> jsonb_build_object('topic', $1::text)
-			AND state IN ('retryable', 'scheduled', 'available', 'pending') ORDER BY id DESC LIMIT 1`, p.Topic).Scan(&id)
-		if errors.Is(err, pgx.ErrNoRows) {
-			return "", fmt.Errorf("%w: its job runs this moment, or is ordered anew within a minute; look again", ErrConflict)
+		var job *int64
+		err := tx.QueryRow(ctx, `SELECT commitcast.retry_republish($1)`, p.Topic).Scan(&job)
+		if err == nil && job == nil {
+			err = fmt.Errorf("%w: its job runs this moment, or is ordered anew within a second; look again", ErrConflict)
 		}
-		if err == nil {
-			_, err = client.JobRetryTx(ctx, tx, id)
+		if err != nil {
+			return "", err
 		}
-		return fmt.Sprintf("done: job %d is tried now", id), err
+		return fmt.Sprintf("done: job %d is tried now", *job), nil
 	})
 }
 

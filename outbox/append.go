@@ -29,6 +29,11 @@ func Append(ctx context.Context, tx pgx.Tx, events ...Event) ([]int64, error) {
 			return nil, err
 		}
 	}
+	return b.append(ctx, tx)
+}
+
+// append inserts the buffered events and returns their ids, in order.
+func (b *buffer) append(ctx context.Context, tx pgx.Tx) ([]int64, error) {
 	if len(b.rows) == 0 {
 		return nil, nil
 	}
@@ -43,8 +48,9 @@ func Append(ctx context.Context, tx pgx.Tx, events ...Event) ([]int64, error) {
 
 // buffer holds events that are still to be inserted.
 type buffer struct {
-	rows  []row
-	bytes int
+	rows   []row
+	bytes  int
+	fences int // of the rows
 }
 
 // add checks an event and returns its place in the buffer.
@@ -53,6 +59,10 @@ func (b *buffer) add(e Event) (int, error) {
 	if err != nil {
 		return 0, err
 	}
+	return b.addRow(r)
+}
+
+func (b *buffer) addRow(r row) (int, error) {
 	if len(b.rows) >= MaxEvents {
 		return 0, invalidf("a transaction can have %d events at most", MaxEvents)
 	}
@@ -61,6 +71,9 @@ func (b *buffer) add(e Event) (int, error) {
 	}
 	b.rows = append(b.rows, r)
 	b.bytes += r.size()
+	if r.isFence() {
+		b.fences++
+	}
 	return len(b.rows) - 1, nil
 }
 
@@ -68,6 +81,9 @@ func (b *buffer) add(e Event) (int, error) {
 func (b *buffer) truncate(n int) {
 	for _, r := range b.rows[n:] {
 		b.bytes -= r.size()
+		if r.isFence() {
+			b.fences--
+		}
 	}
 	clear(b.rows[n:])
 	b.rows = b.rows[:n]
@@ -75,17 +91,25 @@ func (b *buffer) truncate(n int) {
 
 // insert is the statement that adds the buffered events and returns their ids in order.
 func (b *buffer) insert() (sql string, args []any) {
-	n := len(b.rows)
-	if n == 1 {
+	switch {
+	case b.fences > 0:
+		return appendFencesSQL, b.columns()
+	case len(b.rows) == 1:
 		r := &b.rows[0]
 		return appendOneSQL, []any{r.topic, r.typ, r.key, r.data, r.headers}
 	}
+	return appendSQL, b.columns()
+}
+
+// columns are the arrays that append.sql and append_fences.sql take.
+func (b *buffer) columns() []any {
+	n := len(b.rows)
 	all := make([]string, 5*n)
 	topics, types, keys, data, headers := all[:n:n], all[n:2*n:2*n], all[2*n:3*n:3*n], all[3*n:4*n:4*n], all[4*n:]
 	for i, r := range b.rows {
 		topics[i], types[i], keys[i], data[i], headers[i] = r.topic, r.typ, r.key, r.data, r.headers
 	}
-	return appendSQL, []any{topics, types, keys, data, headers}
+	return []any{topics, types, keys, data, headers}
 }
 
 // partitions is the set of partitions of the buffered events, one bit each.

@@ -13,7 +13,8 @@ import (
 type Event struct {
 	// Topic is what subscribers subscribe to, such as "market:42". Must match TopicPattern.
 	Topic string
-	// Type says what happened, such as "trade". 1 to MaxLabelLen bytes.
+	// Type says what happened, such as "trade". 1 to MaxLabelLen bytes. Types that begin with "commitcast." are refused: they
+	// are the system's own.
 	Type string
 	// Key names the thing it happened to, if that is not the topic itself: a client that only wants the latest state
 	// of each key may skip earlier events of the same one. At most MaxLabelLen bytes; "" means none.
@@ -43,6 +44,9 @@ func encode(e Event) (row, error) {
 	}
 	if n := len(e.Type); n < 1 || n > MaxLabelLen {
 		return r, invalidf("type must have 1 to %d bytes, not %d", MaxLabelLen, n)
+	}
+	if r.isFence() {
+		return r, errReserved
 	}
 	if n := len(e.Key); n > MaxLabelLen {
 		return r, invalidf("key must have 1 to %d bytes, not %d", MaxLabelLen, n)

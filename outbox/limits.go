@@ -13,6 +13,8 @@ const (
 	MaxData = 256 << 10
 	// MaxHeaders is the largest set of headers of one event, in bytes of JSON text.
 	MaxHeaders = 4 << 10
+	// MaxSubject is the longest subject whose access can be revoked, in bytes: what OpenID Connect allows for "sub".
+	MaxSubject = 255
 	// TopicPattern is the regular expression of a topic name.
 	TopicPattern = `^[A-Za-z0-9][A-Za-z0-9._:/-]{0,127}$`
 )

@@ -52,6 +52,8 @@ func TestGoAndSQLSayTheSame(t *testing.T) {
 		"no type":                    {with(func(e *E) { e.Type = "" }), false},
 		"type of 128":                {with(func(e *E) { e.Type = strings.Repeat("é", 64) }), true},
 		"type of 129":                {with(func(e *E) { e.Type = strings.Repeat("é", 64) + "x" }), false},
+		"type of the system's":       {with(func(e *E) { e.Type = "commitcast.x" }), false},
+		"type nearly the system's":   {with(func(e *E) { e.Type = "commitcast" }), true},
 		"key of 128":                 {with(func(e *E) { e.Key = strings.Repeat("é", 64) }), true},
 		"key of 129":                 {with(func(e *E) { e.Key = strings.Repeat("é", 64) + "x" }), false},
 		"no data":                    {with(func(e *E) { e.Data = nil }), false},

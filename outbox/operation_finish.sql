@@ -1,7 +1,7 @@
--- Adds the transaction's events (append.sql or append_one.sql, as "added") and completes the operation's
+-- Adds the transaction's events (append.sql, append_one.sql or append_fences.sql, as "added") and completes the operation's
 -- record, in one statement.
 -- Called by: Once, as the last statement of its transaction.
--- Locks: none but the rows it inserts; the operation's row is the transaction's own.
+-- Locks: those of that statement; the operation's row is the transaction's own.
 -- Invariant: the ids are in the order of the events: they were drawn in that order.
 WITH added AS (
 %[1]s

@@ -19,6 +19,15 @@ local FRAMES = 9
 
 local function text(n) return string.format('%.0f', n) end
 
+-- failed is the reply of a command if it is an error, with the command's name: Redis 7.0 does not say what it is that a
+-- script's user may not do.
+local function failed(command, reply)
+  if type(reply) == 'table' and reply.err then
+    reply.err = reply.err .. ' (' .. command .. ' by publish.lua)'
+    return reply
+  end
+end
+
 -- offset_of is the offset that a Stream id stands for, nil if the id is not one of ours.
 local function offset_of(id)
   local offset = tonumber(string.match(id, '^(%d+)%-0$'))
@@ -29,9 +38,11 @@ end
 -- entry: after XDEL or XTRIM the two differ, every smaller XADD would fail, and what is missing cannot be served. Such
 -- a Stream, one whose length tells of a hole or a stranger's entry, and a key of another type are dropped.
 local top
-if ARGV[3] == '1' then
-  redis.call('UNLINK', key)
-elseif redis.call('EXISTS', key) == 1 then
+local exists = redis.pcall('EXISTS', key)
+local err = failed('EXISTS', exists)
+if err then return err end
+local stale = ARGV[3] == '1'
+if not stale and exists == 1 then
   local info = redis.pcall('XINFO', 'STREAM', key)
   if not info.err then
     local named = {}
@@ -42,9 +53,13 @@ elseif redis.call('EXISTS', key) == 1 then
       if low and high and high - low + 1 == named['length'] then top = high end
     end
   elseif string.sub(info.err, 1, 9) ~= 'WRONGTYPE' then
-    return info
+    return failed('XINFO STREAM', info)
   end
-  if not top then redis.call('UNLINK', key) end
+  stale = not top
+end
+if stale then
+  err = failed('UNLINK', redis.pcall('UNLINK', key))
+  if err then return err end
 end
 
 if top and first > top + 1 then
@@ -67,15 +82,17 @@ else
       ok = redis.pcall('XADD', key, id, 'f', frame)
     end
     -- What was stored so far is not announced: the caller gets an error and repeats with announce.
-    if type(ok) == 'table' and ok.err then return ok end
+    err = failed('XADD', ok)
+    if err then return err end
   end
-  redis.call('PEXPIRE', key, ARGV[6])
+  err = failed('PEXPIRE', redis.pcall('PEXPIRE', key, ARGV[6]))
+  if err then return err end
   top = last
 end
 
 if announce then start = first end
 local header = ARGV[7] .. ' ' .. text(start) .. ' ' .. text(last) .. ' ' .. ARGV[8]
 local message = header .. '\n' .. table.concat(ARGV, '\n', FRAMES + (start - first), FRAMES + (last - first))
-local heard = redis.pcall('SPUBLISH', key, message)
-if type(heard) == 'table' and heard.err then return heard end
+err = failed('SPUBLISH', redis.pcall('SPUBLISH', key, message))
+if err then return err end
 return {outcome, text(top + 1)}

@@ -1,6 +1,6 @@
 #!lua flags=no-writes
 -- Reads a run of a topic's events from its Stream.
--- Called by: Redis.Range (EVALSHA).
+-- Called by: Redis.Range (EVALSHA_RO: who may only read may call it).
 -- Locks: none; a script is alone.
 -- Invariant: what is returned has the offsets first, first+1, …: it ends before the first hole, and is empty if the
 -- Stream does not hold the first one.

@@ -170,7 +170,7 @@ func (r *Redis) checkVersion(ctx context.Context) error {
 	}
 	info, err := r.client.Info(ctx, "server").Result()
 	if err != nil {
-		if redis.IsAuthError(err) || redis.IsPermissionError(err) {
+		if redis.IsAuthError(err) || redis.IsPermissionError(err) || errors.As(err, new(*tls.CertificateVerificationError)) {
 			return fmt.Errorf("read the version of redis: %w: %w: %w", ErrUnavailable, ErrRefused, err)
 		}
 		return unavailable("read the version of redis", err)
@@ -204,7 +204,7 @@ func (r *Redis) Ping(ctx context.Context) error {
 // Tick implements [Stream]. With a cluster there would be one tick a shard.
 func (r *Redis) Tick(ctx context.Context) error {
 	if err := r.client.SPublish(ctx, tickKey, messageVersion).Err(); err != nil {
-		return unavailable("tick through redis", err)
+		return unavailable("tick through redis on "+tickKey, err)
 	}
 	return nil
 }

@@ -3,18 +3,11 @@ package stream
 import (
 	"bufio"
 	"bytes"
-	"context"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
 	"crypto/tls"
-	"crypto/x509"
-	"crypto/x509/pkix"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
-	"math/big"
 	"net"
 	"net/url"
 	"strings"
@@ -22,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/commitcast/commitcast/internal/services"
 	"github.com/commitcast/commitcast/internal/testkit"
 )
 
@@ -188,37 +182,24 @@ func (b *lockedBuffer) String() string {
 	return b.buf.String()
 }
 
+// TestRedisTLS: commands and subscriptions over TLS, with a certificate of the client's own. A server of another authority or with
+// another name is refused, and so is a client without a certificate.
 func TestRedisTLS(t *testing.T) {
 	t.Parallel()
-	server := testkit.Redis(t)
-	cert, pool := certificate(t)
-	front, err := tls.Listen("tcp", "127.0.0.1:0", &tls.Config{Certificates: []tls.Certificate{cert}})
+	ours, others := testkit.NewAuthority(t), testkit.NewAuthority(t)
+	cert, key := ours.Issue("127.0.0.1")
+	server, err := services.StartRedis(t.Context(), services.RedisConfig{TLS: &services.TLS{Certificate: cert, Key: key, ClientCA: ours.PEM}})
 	if err != nil {
 		t.Fatal(err)
 	}
-	var serving sync.WaitGroup
-	serving.Go(func() { // owned by the test: the cleanup waits for it
-		for {
-			conn, err := front.Accept()
-			if err != nil {
-				return
-			}
-			serving.Go(func() {
-				defer conn.Close()
-				back, err := net.Dial("tcp", server.Addr())
-				if err != nil {
-					return
-				}
-				serving.Go(func() { io.Copy(conn, back); conn.Close() })
-				io.Copy(back, conn)
-				back.Close()
-			})
-		}
-	})
-	t.Cleanup(func() { front.Close(); serving.Wait() })
-	u := "rediss://:" + server.Password() + "@" + front.Addr().String()
+	t.Cleanup(server.Close)
+	_, port, err := net.SplitHostPort(server.TLSAddr())
+	if err != nil {
+		t.Fatal(err)
+	}
+	at := func(host string) string { return "rediss://:" + server.Password() + "@" + net.JoinHostPort(host, port) }
 
-	s := newRedisStream(t, u, RedisConfig{TLS: &tls.Config{RootCAs: pool}})
+	s := newRedisStream(t, at("127.0.0.1"), RedisConfig{TLS: ours.Client("worker")})
 	h := newRecorder()
 	sub, _ := subscribe(t, s, h)
 	ch := channel(newEpoch(), "t")
@@ -227,38 +208,41 @@ func TestRedisTLS(t *testing.T) {
 	offer(t, s, Offer{Run: run(ch, 1, 3)}, Appended, 4)
 	h.waitLast(t, ch, 3)
 
-	// An authority we do not know is not trusted, by commands and subscriptions alike.
-	s = newRedisStream(t, u, RedisConfig{})
-	if err := s.Ping(t.Context()); !errors.Is(err, ErrUnavailable) {
-		t.Errorf("ping through an unknown certificate: %v", err)
+	for name, c := range map[string]struct {
+		url  string
+		tls  *tls.Config
+		want string
+	}{
+		"another authority":  {at("127.0.0.1"), others.Client("worker"), "unknown authority"},
+		"the system's":       {at("127.0.0.1"), nil, "unknown authority"},
+		"another name":       {at("localhost"), ours.Client("worker"), "localhost"},
+		"no certificate":     {at("127.0.0.1"), ours.Client(), "certificate required"},
+		"another's":          {at("127.0.0.1"), &tls.Config{RootCAs: ours.Client().RootCAs, Certificates: others.Client("worker").Certificates}, "tls"},
+		"plain, to TLS":      {strings.Replace(at("127.0.0.1"), "rediss", "redis", 1), nil, ""},
+		"TLS, to plain text": {"rediss://:" + server.Password() + "@" + server.Addr(), ours.Client("worker"), "tls"},
+	} {
+		var out lockedBuffer
+		s, err := NewRedis(t.Context(), c.url, RedisConfig{TLS: c.tls, Timeout: 5 * time.Second, Logger: slog.New(slog.NewTextHandler(&out, nil))})
+		if err == nil { // it may get better: that is said, and asked again
+			if err = s.Ping(t.Context()); !strings.Contains(out.String(), "cannot be used yet") {
+				t.Errorf("%s: the log says %q", name, out.String())
+			}
+			if _, cerr := s.connect(t.Context()); cerr == nil {
+				t.Errorf("%s: a subscription connects", name)
+			}
+			s.Close()
+		} else if !errors.Is(err, ErrRefused) {
+			t.Errorf("%s: %v", name, err)
+		}
+		if err == nil || !strings.Contains(err.Error(), c.want) || strings.Contains(err.Error()+out.String(), server.Password()) {
+			t.Errorf("%s: %v; want %q", name, err, c.want)
+		}
 	}
-	if _, err := s.connect(context.Background()); !errors.As(err, new(*tls.CertificateVerificationError)) {
+
+	// Subscriptions look as closely as commands do.
+	s.options.TLSConfig = others.Client("worker")
+	s.options.TLSConfig.ServerName = "127.0.0.1"
+	if _, err := s.connect(t.Context()); !errors.As(err, new(*tls.CertificateVerificationError)) {
 		t.Errorf("subscription through an unknown certificate: %v", err)
 	}
-}
-
-// certificate is a self-signed one for 127.0.0.1.
-func certificate(t *testing.T) (tls.Certificate, *x509.CertPool) {
-	t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	template := &x509.Certificate{
-		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "test"},
-		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
-		IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}, IsCA: true, BasicConstraintsValid: true,
-		KeyUsage: x509.KeyUsageDigitalSignature | x509.KeyUsageCertSign,
-	}
-	der, err := x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	leaf, err := x509.ParseCertificate(der)
-	if err != nil {
-		t.Fatal(err)
-	}
-	pool := x509.NewCertPool()
-	pool.AddCert(leaf)
-	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}, pool
 }

@@ -13,7 +13,8 @@ import (
 var ErrRedisTooOld = errors.New("redis is older than 7.0")
 
 // ErrRefused is wrapped by the error of [NewRedis] when Redis answers but does not let us in: a wrong password, a
-// missing one, a user without the right to ask for INFO.
+// missing one, a user without the right to ask for INFO. Or when we do not let it: its certificate is of nobody we trust, or
+// for another name.
 var ErrRefused = errors.New("redis refused the connection")
 
 // unavailableCodes are the first words of error replies that say something about the server and nothing about the run.

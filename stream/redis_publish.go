@@ -52,7 +52,7 @@ func (r *Redis) Publish(ctx context.Context, offers []Offer) (answers []Answer, 
 		return nil, unavailable(fmt.Sprintf("publish %d runs to redis", len(offers)), err)
 	}
 	for _, c := range calls {
-		a := answerOf(c.cmd)
+		a := answerOf(c.key, c.cmd)
 		if prev := &answers[c.offer]; *prev == (Answer{}) {
 			*prev = a
 		} else {
@@ -145,11 +145,11 @@ func flag(b bool) string {
 	return "0"
 }
 
-// answerOf reads what publish.lua returned.
-func answerOf(cmd *redis.Cmd) Answer {
+// answerOf reads what publish.lua returned. A refusal by a rule of access names no key.
+func answerOf(key string, cmd *redis.Cmd) Answer {
 	reply, err := cmd.StringSlice()
 	if err != nil {
-		return Answer{Err: fmt.Errorf("publish to redis: %w", err)}
+		return Answer{Err: fmt.Errorf("publish %.200s to redis: %w", key, err)}
 	}
 	return decodeAnswer(reply)
 }
@@ -175,7 +175,7 @@ func (r *Redis) Range(ctx context.Context, ch Channel, after int64) (Run, error)
 	if err := r.checkVersion(ctx); err != nil {
 		return run, err
 	}
-	frames, err := rangeScript.Run(ctx, r.client, []string{ch.key()},
+	frames, err := rangeScript.RunRO(ctx, r.client, []string{ch.key()},
 		strconv.FormatInt(after+1, 10), MaxRangeFrames, MaxRangeBytes).StringSlice()
 	if err != nil && !errors.Is(err, redis.Nil) {
 		return run, unavailable("read a range from redis", err)

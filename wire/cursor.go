@@ -19,17 +19,21 @@ func (c Cursor) String() string { return c.Epoch + ":" + strconv.FormatInt(c.Off
 // IsZero reports whether c is the zero Cursor, which stands for "no cursor".
 func (c Cursor) IsZero() bool { return c == Cursor{} }
 
-// Question asks where a topic stands and, if Cursor is not zero, whether a subscriber may go on from there.
+// Question asks where a topic stands and, if Cursor is not zero, whether a subscriber may go on from there, and, if Subject
+// is not empty, whether its access was revoked.
 type Question struct {
-	Topic  string
-	Cursor Cursor
+	Topic   string
+	Cursor  Cursor
+	Subject string
 }
 
 // Position is the answer: the newest offset (0: no events yet), and why the cursor is not valid ("" if it is), one of
 // ReasonTrimmed, ReasonAhead, ReasonEpoch.
 type Position struct {
-	Head   int64
-	Reason string
+	Head    int64
+	Reason  string
+	Revoked bool  // by any event up to Head, or a later one
+	Changed int64 // id of the newest event that has revoked or restored the subject's access; 0: none
 }
 
 // ParseCursor reads the text form of a cursor. The error is an [*Error] with code [CodeBadCursor].

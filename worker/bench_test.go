@@ -86,7 +86,7 @@ func BenchmarkBareHops(b *testing.B) {
 	topic := topicIn(3, 0)
 	epoch := bb.epoch()
 	sub := bb.subscribe(bb.stream, epoch, topic)
-	w, err := New(bb.pool, bb.stream, Config{})
+	w, err := New(bb.least, bb.stream, Config{})
 	if err != nil {
 		b.Fatal(err)
 	}

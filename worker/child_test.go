@@ -15,6 +15,7 @@ import (
 
 	"github.com/jackc/pgx/v5/pgxpool"
 
+	"github.com/commitcast/commitcast/internal/testkit"
 	"github.com/commitcast/commitcast/stream"
 )
 
@@ -68,7 +69,7 @@ func (b *bench) spawn() *process {
 		b.t.Fatal(err)
 	}
 	cmd := exec.Command(self)
-	cmd.Env = append(os.Environ(), childEnv+"="+b.url+" "+b.redis)
+	cmd.Env = append(os.Environ(), childEnv+"="+testkit.As(b.t, b.url, "worker")+" "+b.redis)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	out, err := cmd.StdoutPipe()
 	if err != nil {

@@ -34,7 +34,8 @@ type bench struct {
 	t      testing.TB
 	url    string
 	redis  string
-	pool   *pgxpool.Pool
+	pool   *pgxpool.Pool // may do everything: the test's own
+	least  *pgxpool.Pool // may do what a worker may
 	stream *stream.Redis
 }
 
@@ -45,17 +46,24 @@ func newBench(t testing.TB) *bench {
 func benchOn(t testing.TB, database, redis string) *bench {
 	t.Helper()
 	b := &bench{t: t, url: database, redis: redis}
+	b.pool, b.least = openPool(t, database), openPool(t, testkit.As(t, database, "worker"))
+	b.stream = openStream(t, redis)
+	return b
+}
+
+func openPool(t testing.TB, database string) *pgxpool.Pool {
+	t.Helper()
 	cfg, err := pgxpool.ParseConfig(database)
 	if err != nil {
 		t.Fatal(err)
 	}
 	cfg.MaxConns = 40
-	if b.pool, err = pgxpool.NewWithConfig(t.Context(), cfg); err != nil {
+	pool, err := pgxpool.NewWithConfig(t.Context(), cfg)
+	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(b.pool.Close)
-	b.stream = openStream(t, redis)
-	return b
+	t.Cleanup(pool.Close)
+	return pool
 }
 
 func openStream(t testing.TB, url string) *stream.Redis {
@@ -82,7 +90,7 @@ func (b *bench) runOn(s stream.Stream, cfg Config) (w *Worker, stop func()) {
 	if cfg.Node == "" {
 		cfg.Node = fmt.Sprintf("w%d", time.Now().UnixNano())
 	}
-	w, err := New(b.pool, s, cfg)
+	w, err := New(b.least, s, cfg)
 	if err != nil {
 		b.t.Fatal(err)
 	}

@@ -61,8 +61,8 @@ func releaseJob(conn *pgx.Conn) {
 	_ = conn.Close(ctx) // the session ends in any case
 }
 
-// passOrphans orders the next term of topics whose job died with its process, until ctx ends. River would run it again
-// too, but only when it has taken far too long.
+// passOrphans orders the next term of topics whose job died with its process, and the first of those that have none, until ctx
+// ends. River would run the former again too, but only when they have taken far too long.
 func (w *Worker) passOrphans(ctx context.Context) {
 	var before map[orphan]bool
 	for sleep(ctx, jitter(orphansEvery)) {
@@ -70,6 +70,9 @@ func (w *Worker) passOrphans(ctx context.Context) {
 		now, err := w.orphans(lctx)
 		if err == nil {
 			err = w.pass(lctx, now, before)
+		}
+		if err == nil {
+			err = w.adopt(lctx)
 		}
 		cancel()
 		if before = now; err != nil && ctx.Err() == nil {

@@ -152,7 +152,7 @@ func TestDeadLetterAndRedrive(t *testing.T) {
 		t.Errorf("dead letter: offset %d, data %s, error %q, %d attempts", offset, data, why, attempts)
 	}
 	stop() // another worker must know, too
-	_, stop = b.runOn(s, Config{RepublishAttempts: 2})
+	_, stop = b.runOn(s, Config{})
 	before := s.offered.Load()
 	for range 50 {
 		b.append(bad, `1`)
@@ -167,7 +167,8 @@ func TestDeadLetterAndRedrive(t *testing.T) {
 	}
 
 	// A redrive whose cause is not gone fails as before, and leaves the topic set aside.
-	if taken, err := Redrive(t.Context(), b.pool, bad, "never:was"); err != nil || len(taken) != 1 || taken[0] != bad {
+	operator := openPool(t, testkit.As(t, b.url, "operator"))
+	if taken, err := Redrive(t.Context(), operator, bad, "never:was"); err != nil || len(taken) != 1 || taken[0] != bad {
 		t.Fatalf("redrive: %v, %v", taken, err)
 	}
 	testkit.Eventually(t, 20*time.Second, func() bool { return b.job(bad).errors >= 2 }, "tried again, in vain")
@@ -190,7 +191,7 @@ func TestDeadLetterAndRedrive(t *testing.T) {
 		}
 		writing <- n
 	}()
-	if taken, err := Redrive(t.Context(), b.pool); err != nil || len(taken) != 1 {
+	if taken, err := Redrive(t.Context(), operator); err != nil || len(taken) != 1 {
 		t.Fatalf("redrive: %v, %v", taken, err)
 	}
 	testkit.Eventually(t, 60*time.Second, func() bool { return !scalar[bool](b, setAsideSQL, bad) }, "redriven")

@@ -16,7 +16,6 @@ import (
 	"github.com/riverqueue/river/rivertype"
 
 	"github.com/commitcast/commitcast/internal/journal"
-	"github.com/commitcast/commitcast/migrations"
 	"github.com/commitcast/commitcast/stream"
 	"github.com/commitcast/commitcast/wire"
 )
@@ -339,8 +338,8 @@ func (w *Worker) readTopic(ctx context.Context, sc *journal.Scanner, topic strin
 	return first, frames, lastSeq, nil
 }
 
-// adopt orders the jobs of topics that are set aside and have none: River's row was lost, or its process died at the
-// last attempt. Those that have one keep it.
+// adopt orders the jobs of topics that are set aside and have none: an operator has redriven them, River's row was lost, or its
+// process died at the last attempt. Those that have one keep it.
 func (w *Worker) adopt(ctx context.Context) error {
 	rows, err := w.pool.Query(ctx, `SELECT topic FROM (
 			SELECT topic FROM commitcast.parked WHERE died_at IS NULL UNION SELECT topic FROM commitcast.redrive) p
@@ -362,21 +361,17 @@ func (w *Worker) adopt(ctx context.Context) error {
 }
 
 // Redrive has dead letters tried again, with as many attempts as the first time: of the topics that are named, or of
-// all. It returns the topics it has taken up, at most 10,000 at once; workers publish them in order, while new events of
-// the topics keep coming. Topics that are still being tried are left to their jobs, which River can be told to run
-// at once.
+// all. It returns the topics it has taken up, at most 10,000 at once; workers give them jobs within about a second and publish
+// them in order, while new events of the topics keep coming. Topics that are still being tried are left to their jobs, which
+// River can be told to run at once. It needs the rights of commitcast_operator.
 func Redrive(ctx context.Context, pool *pgxpool.Pool, topics ...string) (taken []string, err error) {
-	client, err := river.NewClient(riverpgxv5.New(pool), &river.Config{Schema: migrations.RiverSchema})
-	if err != nil {
-		return nil, fmt.Errorf("redrive: %w", err)
-	}
 	if len(topics) == 0 {
 		topics = nil
 	}
-	err = pgx.BeginFunc(ctx, pool, func(tx pgx.Tx) error {
-		taken, err = redrive(ctx, client, tx, topics)
-		return err
-	})
+	rows, err := pool.Query(ctx, redriveSQL, topics, redriveMost)
+	if err == nil {
+		taken, err = pgx.CollectRows(rows, pgx.RowTo[string])
+	}
 	if err != nil {
 		return nil, fmt.Errorf("redrive: %w", err)
 	}
@@ -384,48 +379,20 @@ func Redrive(ctx context.Context, pool *pgxpool.Pool, topics ...string) (taken [
 }
 
 // RedriveRange orders the events of a topic from one offset to another to be published again, in tx: what the stream lacks of
-// them, it gets, and what it has is announced again, which subscribers who had it drop. A job does it beside the drain of the
-// topic's partition. audit is the row of commitcast.audit that learns how it ended. False: a job of the topic is at work
-// already, and nothing was ordered.
+// them, it gets, and what it has is announced again, which subscribers who had it drop. A job, which a worker orders within about a
+// second, does it beside the drain of the topic's partition. audit is the row of commitcast.audit that learns how it ended.
+// False: a redrive of the topic is under way already, and nothing was ordered.
 func RedriveRange(ctx context.Context, tx pgx.Tx, topic string, from, to, audit int64) (ordered bool, err error) {
-	client, err := river.NewClient(riverpgxv5.New(nil), &river.Config{Schema: migrations.RiverSchema})
-	if err != nil {
-		return false, fmt.Errorf("redrive: %w", err)
-	}
 	tag, err := tx.Exec(ctx, `INSERT INTO commitcast.redrive (topic, first, last, next, audit) VALUES ($1, $2, $3, $2, $4)
 		ON CONFLICT (topic) DO NOTHING`, topic, from, to, audit)
-	if err != nil || tag.RowsAffected() == 0 {
-		return false, err
-	}
-	jobs, err := client.InsertManyTx(ctx, tx, republishJobs([]string{topic}, republishAttempts))
-	if err != nil {
-		return false, fmt.Errorf("redrive: %w", err)
-	}
-	if jobs[0].UniqueSkippedAsDuplicate {
-		return false, nil
-	}
-	_, err = tx.Exec(ctx, `UPDATE commitcast.redrive SET job = $2 WHERE topic = $1`, topic, jobs[0].Job.ID)
-	return true, err
+	return err == nil && tag.RowsAffected() > 0, err
 }
 
 // RedriveTx is [Redrive] of some topics in the caller's transaction.
 func RedriveTx(ctx context.Context, tx pgx.Tx, topics []string) (taken []string, err error) {
-	client, err := river.NewClient(riverpgxv5.New(nil), &river.Config{Schema: migrations.RiverSchema})
-	if err != nil {
-		return nil, fmt.Errorf("redrive: %w", err)
-	}
-	return redrive(ctx, client, tx, topics)
-}
-
-func redrive(ctx context.Context, client *river.Client[pgx.Tx], tx pgx.Tx, topics []string) (taken []string, err error) {
 	rows, err := tx.Query(ctx, redriveSQL, topics, redriveMost)
 	if err != nil {
 		return nil, err
 	}
-	taken, err = pgx.CollectRows(rows, pgx.RowTo[string])
-	if err != nil || len(taken) == 0 {
-		return nil, err
-	}
-	_, err = client.InsertManyTx(ctx, tx, republishJobs(taken, republishAttempts))
-	return taken, err
+	return pgx.CollectRows(rows, pgx.RowTo[string])
 }

@@ -25,9 +25,12 @@ const (
 	leafKept = 2
 	// retainLock is the advisory lock of whoever drops leaves: class "CC" in ASCII times 2^16 plus 0xff, see lockClass.
 	retainLock = lockClass + 0xff
-	// leafLockTimeout is how long a leaf is waited for, behind whom others might queue. Behind a reader that stays
-	// longer, the next upkeep tries again.
+	// leafLockTimeout is how long a leaf is waited for that nobody writes to any more.
 	leafLockTimeout = 100 * time.Millisecond
+	// detachFor is for how long, and detachEvery how often, a moment is looked for in which nobody uses the journal, to detach
+	// a leaf of it. Behind a reader that stays longer, the next upkeep tries again.
+	detachFor   = 2 * time.Second
+	detachEvery = 3 * time.Millisecond
 )
 
 // leaf is a day of the journal.
@@ -35,7 +38,6 @@ type leaf struct {
 	name     string
 	day      time.Time
 	attached bool
-	pending  bool // detaching was interrupted, or waits for a reader
 	doomed   bool // marked by doom_leaf
 	bytes    int64
 }
@@ -66,8 +68,8 @@ func past(leaves []leaf, now time.Time, age time.Duration, bytes int64) []leaf {
 }
 
 // retain drops the journal's leaves that are past retention. Each step is durable and is taken up where it was left:
-// mark, detach, drop. Nobody waits for it longer than leafLockTimeout, and what somebody reads stays. It is safe to run
-// twice at once: the second does nothing.
+// mark, detach, drop. Nobody waits for it, and what somebody reads stays. Leaves are not the worker's, and so it asks functions of
+// their owner. It is safe to run twice at once: the second does nothing.
 func (w *Worker) retain(ctx context.Context) error {
 	conn, err := w.pool.Acquire(ctx)
 	if err != nil {
@@ -105,13 +107,10 @@ func (w *Worker) retain(ctx context.Context) error {
 	if leaves, err = readLeaves(ctx, conn.Conn()); err != nil {
 		return err
 	}
-	// An interrupted one first: Postgres detaches one at a time.
-	for _, pending := range []bool{true, false} {
-		for _, l := range leaves {
-			if l.doomed && l.pending == pending {
-				if err := w.drop(ctx, conn.Conn(), l); err != nil {
-					return err
-				}
+	for _, l := range leaves {
+		if l.doomed {
+			if err := w.drop(ctx, conn.Conn(), l); err != nil {
+				return err
 			}
 		}
 	}
@@ -120,27 +119,26 @@ func (w *Worker) retain(ctx context.Context) error {
 
 // drop detaches and drops a leaf that is marked.
 func (w *Worker) drop(ctx context.Context, conn *pgx.Conn, l leaf) error {
-	table := pgx.Identifier{"commitcast", l.name}.Sanitize()
-	how := "CONCURRENTLY"
-	if l.pending {
-		how = "FINALIZE"
-	}
-	if l.attached {
-		if _, err := conn.Exec(ctx, `ALTER TABLE commitcast.journal DETACH PARTITION `+table+` `+how); err != nil {
+	for until := time.Now().Add(detachFor); l.attached; {
+		var detached bool
+		if err := conn.QueryRow(ctx, `SELECT commitcast.detach_leaf($1::text::regclass)`, "commitcast."+l.name).Scan(&detached); err != nil {
 			return leafError(l, "detaching", err)
 		}
+		if detached {
+			break
+		}
+		if time.Now().After(until) || !sleep(ctx, jitter(detachEvery)) {
+			return fmt.Errorf("detaching %s: %w", l.name, errLeafBusy)
+		}
 	}
-	// Nothing can be added to it any more. A clock that went back by days may have added something before.
-	var published bool
-	if err := conn.QueryRow(ctx, `SELECT commitcast.leaf_is_published($1::text::regclass)`, "commitcast."+l.name).Scan(&published); err != nil {
-		return leafError(l, "looking through", err)
+	// Nothing can be added to it any more.
+	var dropped bool
+	if err := conn.QueryRow(ctx, `SELECT commitcast.drop_leaf($1::text::regclass)`, "commitcast."+l.name).Scan(&dropped); err != nil {
+		return leafError(l, "dropping", err)
 	}
-	if !published {
+	if !dropped {
 		w.log.ErrorContext(ctx, "a detached leaf of the journal holds unpublished events; it is not dropped, attach it again", "leaf", l.name)
 		return nil
-	}
-	if _, err := conn.Exec(ctx, `DROP TABLE `+table); err != nil {
-		return leafError(l, "dropping", err)
 	}
 	w.log.InfoContext(ctx, "dropped a leaf of the journal that is past retention", "leaf", l.name, "bytes", l.bytes)
 	return nil
@@ -162,7 +160,7 @@ func readLeaves(ctx context.Context, conn *pgx.Conn) ([]leaf, error) {
 		return nil, fmt.Errorf("listing the journal's leaves: %w", err)
 	}
 	leaves, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (l leaf, err error) {
-		if err = row.Scan(&l.name, &l.attached, &l.pending, &l.doomed, &l.bytes); err == nil {
+		if err = row.Scan(&l.name, &l.attached, &l.doomed, &l.bytes); err == nil {
 			l.day, err = time.Parse("journal_20060102", l.name)
 		}
 		return l, err

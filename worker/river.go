@@ -41,7 +41,7 @@ const (
 	rescueGrace = time.Minute
 	// keepCompleted is how long an operator can see that a drain has ended.
 	keepCompleted = 10 * time.Minute
-	// upkeepEvery is how often the journal's leaves, and topics that are set aside, are looked after.
+	// upkeepEvery is how often the journal's leaves are looked after.
 	upkeepEvery = time.Minute
 	// leavesAhead is how many days of journal leaves are made ahead: as long as upkeep may fail unnoticed.
 	leavesAhead = 3
@@ -84,8 +84,8 @@ func (dw *drainWorker) Work(ctx context.Context, job *river.Job[DrainArgs]) erro
 	})
 }
 
-// UpkeepArgs are the arguments of journal_upkeep, which makes the journal's leaves ahead of time, drops those past
-// retention, and orders the jobs of topics that are set aside without one.
+// UpkeepArgs are the arguments of journal_upkeep, which makes the journal's leaves ahead of time and drops those past
+// retention.
 type UpkeepArgs struct{}
 
 // Kind implements river.JobArgs.
@@ -114,7 +114,7 @@ func (uw *upkeepWorker) Work(ctx context.Context, _ *river.Job[UpkeepArgs]) erro
 		uw.w.log.DebugContext(ctx, "retention waits for a reader", "error", err)
 		err = nil
 	}
-	return errors.Join(err, uw.w.adopt(ctx))
+	return err
 }
 
 // retryPolicy is 250 ms·2ⁿ, at most 30 s, with jitter. A drain's failure is mostly answered sooner, by the next term.
@@ -146,6 +146,7 @@ func (w *Worker) newRiver() (*river.Client[pgx.Tx], error) {
 		JobTimeout:                  timeout,
 		RescueStuckJobsAfter:        timeout + rescueGrace,
 		RetryPolicy:                 retryPolicy{},
+		ReindexerIndexNames:         []string{}, // a worker does not own River's indexes, and its table is small
 		CompletedJobRetentionPeriod: keepCompleted,
 		DiscardedJobRetentionPeriod: -1, // nothing is deleted because it failed
 		PeriodicJobs: []*river.PeriodicJob{river.NewPeriodicJob(river.PeriodicInterval(upkeepEvery),

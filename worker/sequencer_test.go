@@ -102,7 +102,7 @@ func TestFailingTurnFailsAlone(t *testing.T) {
 	b.exec(fmt.Sprintf(`ALTER TABLE commitcast.journal ADD CONSTRAINT test CHECK (topic <> '%s')`, bad))
 	b.append(bad, `1`)
 	b.append(good, `1`)
-	w, err := New(b.pool, b.stream, Config{})
+	w, err := New(b.least, b.stream, Config{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -132,7 +132,7 @@ func TestFailingTurnFailsAlone(t *testing.T) {
 func TestEndBesideWork(t *testing.T) {
 	b := newBench(t)
 	b.append(topicIn(6, 0), `1`)
-	w, err := New(b.pool, b.stream, Config{})
+	w, err := New(b.least, b.stream, Config{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -245,7 +245,7 @@ func TestHangingSessionIsLeftBehind(t *testing.T) {
 // The parts of a group that a turn belongs to: one for each partition, and those whose session is gone get told.
 func TestLostSessionIsTold(t *testing.T) {
 	b := newBench(t)
-	w, err := New(b.pool, b.stream, Config{})
+	w, err := New(b.least, b.stream, Config{})
 	if err != nil {
 		t.Fatal(err)
 	}

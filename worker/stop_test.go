@@ -109,7 +109,7 @@ func TestFailingDrainsArePaced(t *testing.T) {
 // Notifications reach the partitions they name.
 func TestListener(t *testing.T) {
 	b := newBench(t)
-	w, err := New(b.pool, b.stream, Config{Logger: testLogger(t)})
+	w, err := New(b.least, b.stream, Config{Logger: testLogger(t)})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -142,7 +142,7 @@ func TestConfig(t *testing.T) {
 		"Node": {Node: string(make([]byte, 61))}, "Slots": {Slots: -1}, "Batch": {Batch: 10_001},
 		"Linger": {Linger: time.Millisecond}, "MaxAge": {MaxAge: time.Millisecond}, "StopTimeout": {StopTimeout: -1},
 	} {
-		if _, err := New(b.pool, b.stream, cfg); err == nil {
+		if _, err := New(b.least, b.stream, cfg); err == nil {
 			t.Errorf("a bad %s was taken", name)
 		}
 	}
@@ -151,7 +151,7 @@ func TestConfig(t *testing.T) {
 // A database without the schema is refused in one line.
 func TestNoSchema(t *testing.T) {
 	b := benchOn(t, testkit.EmptyDatabase(t), testkit.RedisURL(t))
-	w, err := New(b.pool, b.stream, Config{Logger: testLogger(t)})
+	w, err := New(b.least, b.stream, Config{Logger: testLogger(t)})
 	if err != nil {
 		t.Fatal(err)
 	}

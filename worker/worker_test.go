@@ -204,7 +204,7 @@ func TestOwnerSession(t *testing.T) {
 	} {
 		b.exec(fmt.Sprintf(`ALTER DATABASE %s SET %s = '%s'`, name, setting, value))
 	}
-	w, err := New(b.pool, b.stream, Config{})
+	w, err := New(b.least, b.stream, Config{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -230,7 +230,7 @@ func TestNoLockWhileRowsAreRead(t *testing.T) {
 	topic := topicIn(13, 0)
 	b.exec(`INSERT INTO commitcast.outbox (partition, topic, type, data) SELECT 13, $1, 'big',
 		to_json((SELECT string_agg(md5(random()::text), '') FROM generate_series(1, 6400) WHERE i > 0)) FROM generate_series(1, 200) i`, topic)
-	w, err := New(b.pool, b.stream, Config{})
+	w, err := New(b.least, b.stream, Config{})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -62,11 +62,10 @@ func (c *workerCommand) Run(ctx context.Context, s *streams) error {
 		return err
 	}
 	config := c.worker()
-	token, err := c.opsToken()
+	p, err := c.process(c.DatabaseURL, c.RedisURL, c.logger(s))
 	if err != nil {
 		return err
 	}
-	p := &process{database: c.DatabaseURL, redis: c.RedisURL, ops: c.OpsListen, opsToken: token, advertise: c.OpsAdvertise, log: c.logger(s)}
 	return p.run(ctx, &config, nil)
 }
 
@@ -85,11 +84,10 @@ func (c *broadcasterCommand) Run(ctx context.Context, s *streams) error {
 	if err := c.check(); err != nil {
 		return err
 	}
-	token, err := c.opsToken()
+	p, err := c.process(c.DatabaseURL, c.RedisURL, c.logger(s))
 	if err != nil {
 		return err
 	}
-	p := &process{database: c.DatabaseURL, redis: c.RedisURL, ops: c.OpsListen, opsToken: token, advertise: c.OpsAdvertise, log: c.logger(s)}
 	return p.run(ctx, nil, &c.clientFlags)
 }
 
@@ -110,10 +108,9 @@ func (c *allCommand) Run(ctx context.Context, s *streams) error {
 		return err
 	}
 	config := c.worker()
-	token, err := c.opsToken()
+	p, err := c.process(c.DatabaseURL, c.RedisURL, c.logger(s))
 	if err != nil {
 		return err
 	}
-	p := &process{database: c.DatabaseURL, redis: c.RedisURL, ops: c.OpsListen, opsToken: token, advertise: c.OpsAdvertise, log: c.logger(s)}
 	return p.run(ctx, &config, &c.clientFlags)
 }

@@ -2,6 +2,7 @@ package app
 
 import (
 	"bufio"
+	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -25,6 +26,8 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/commitcast/commitcast/internal/testkit"
 )
 
 var quiet = slog.New(slog.DiscardHandler)
@@ -216,7 +219,7 @@ func TestOperatorsDoor(t *testing.T) {
 			r.Header.Set("Authorization", authorization)
 		}
 		w := httptest.NewRecorder()
-		opsHandler(checks, prometheus.NewRegistry(), token, newNodeFace()).ServeHTTP(w, r)
+		opsHandler(checks, prometheus.NewRegistry(), &opsDoor{token: token}, newNodeFace()).ServeHTTP(w, r)
 		return w.Code, w.Body.String(), w.Header()
 	}
 	const token = "0123456789abcdef"
@@ -249,8 +252,104 @@ func TestOperatorsDoor(t *testing.T) {
 		t.Errorf("does not tell: %s", body)
 	}
 	for listen, ok := range map[string]bool{"127.0.0.1:1": true, "": true, "0.0.0.0:1": false, ":1": false, "10.0.0.1:1": false} {
-		if _, err := (&processFlags{OpsListen: listen}).opsToken(); (err == nil) != ok {
+		if _, err := (&processFlags{OpsListen: listen}).opsDoor(quiet); (err == nil) != ok {
 			t.Errorf("--ops-listen=%s: %v", listen, err)
+		}
+	}
+}
+
+// Operators may show a certificate instead of the token: one of the authority, over TLS. Health needs neither; a certificate of
+// somebody else's authority ends the handshake.
+func TestOperatorsShowCertificates(t *testing.T) {
+	t.Parallel()
+	ours, others := testkit.NewAuthority(t), testkit.NewAuthority(t)
+	cert, key := ours.Files("127.0.0.1")
+	flags := processFlags{OpsListen: "0.0.0.0:0", OpsTLSCert: cert, OpsTLSKey: key, OpsClientCA: testkit.File(t, "ca.pem", ours.PEM)}
+	const token = "0123456789abcdef"
+	for _, file := range []string{"", testkit.File(t, "token", []byte(token+"\n"))} {
+		flags.OpsToken = file
+		door, err := flags.opsDoor(quiet)
+		if err != nil {
+			t.Fatal(err)
+		}
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		checks := map[string]func() error{"worker": func() error { return errors.New("secret address") }}
+		ctx, cancel := context.WithCancel(context.Background())
+		ended := make(chan error, 1)
+		go func() {
+			ended <- serve("ops", l, door.tls, opsHandler(checks, prometheus.NewRegistry(), door), quiet).run(ctx)
+		}() // waited for below
+		ask := func(client *tls.Config, path, token string) (int, string) {
+			r, _ := http.NewRequest("GET", "https://"+l.Addr().String()+path, nil)
+			r.Header.Set("Origin", "https://evil.test")
+			if token != "" {
+				r.Header.Set("Authorization", "Bearer "+token)
+			}
+			transport := &http.Transport{TLSClientConfig: client}
+			defer transport.CloseIdleConnections()
+			resp, err := (&http.Client{Transport: transport}).Do(r)
+			if err != nil {
+				return 0, err.Error()
+			}
+			defer resp.Body.Close()
+			if resp.Header.Get("Access-Control-Allow-Origin") != "" {
+				t.Errorf("%s lets pages of browsers in", path)
+			}
+			body, _ := io.ReadAll(resp.Body)
+			return resp.StatusCode, string(body)
+		}
+		withToken := 401
+		if file != "" {
+			withToken = 200
+		}
+		foreign := ours.Client()
+		foreign.Certificates = others.Client("operator").Certificates
+		for _, c := range []struct {
+			client      *tls.Config
+			path, token string
+			status      int
+		}{
+			{ours.Client("operator"), "/metrics", "", 200},
+			{ours.Client("operator"), "/readyz", "", 503},
+			{ours.Client(), "/metrics", "", 401},
+			{ours.Client(), "/metrics", token, withToken},
+			{ours.Client(), "/metrics", "x", 401},
+			{ours.Client(), "/healthz", "", 200},
+			{ours.Client(), "/readyz", "", 503},
+			{foreign, "/metrics", "", 0},
+			{foreign, "/healthz", token, 0},
+			{others.Client(), "/healthz", "", 0},
+		} {
+			status, body := ask(c.client, c.path, c.token)
+			if status != c.status {
+				t.Errorf("token %q: %s with %q and %d certificates: %d %s, want %d", file, c.path, c.token, len(c.client.Certificates), status, body, c.status)
+			}
+			if told := strings.Contains(body, "secret"); c.path == "/readyz" && told != (len(c.client.Certificates) > 0) {
+				t.Errorf("/readyz with %d certificates: %s", len(c.client.Certificates), body)
+			}
+		}
+		if resp, err := http.Get("http://" + l.Addr().String() + "/metrics"); err == nil {
+			resp.Body.Close()
+			if resp.StatusCode == 200 {
+				t.Error("answers without TLS")
+			}
+		}
+		cancel()
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+	}
+	for name, f := range map[string]processFlags{
+		"no TLS":         {OpsListen: "127.0.0.1:0", OpsClientCA: flags.OpsClientCA},
+		"half":           {OpsListen: "127.0.0.1:0", OpsTLSCert: cert},
+		"no authority":   {OpsListen: "127.0.0.1:0", OpsTLSCert: cert, OpsTLSKey: key, OpsClientCA: key},
+		"TLS for nobody": {OpsListen: "0.0.0.0:0", OpsTLSCert: cert, OpsTLSKey: key},
+	} {
+		if _, err := f.opsDoor(quiet); err == nil {
+			t.Errorf("%s is accepted", name)
 		}
 	}
 }

@@ -35,15 +35,15 @@ func newNodeFace() *nodeFace {
 	return &nodeFace{identity: ops.Identity{Host: host, PID: os.Getpid(), Version: buildVersion(), Started: time.Now()}}
 }
 
-// serve adds the paths. Everything but what /readyz tells needs the token, if there is one. A page of a browser orders nothing:
+// serve adds the paths. Everything but what /readyz tells needs what the door asks for. A page of a browser orders nothing:
 // its requests are refused by their origin, with or without token.
-func (n *nodeFace) serve(mux *http.ServeMux, token string) {
+func (n *nodeFace) serve(mux *http.ServeMux, door *opsDoor) {
 	pages := http.NewCrossOriginProtection()
 	handle := func(pattern string, h func(w http.ResponseWriter, r *http.Request)) {
 		mux.Handle(pattern, pages.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-			if !brings(r, token) {
+			if !door.lets(r) {
 				w.Header().Set("WWW-Authenticate", "Bearer")
-				http.Error(w, "the token of --ops-token-file is needed", http.StatusUnauthorized)
+				http.Error(w, "the token of --ops-token-file is needed, or a certificate of --ops-client-ca", http.StatusUnauthorized)
 				return
 			}
 			if r.Method == http.MethodPost && r.Header.Get("Content-Type") != "application/json" {

@@ -2,6 +2,7 @@ package app
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -49,13 +50,17 @@ func OpenDatabase(ctx context.Context, url string) (*pgxpool.Pool, error) {
 
 // OpenStream connects to Redis or, without a URL, makes a stream in this process.
 func OpenStream(ctx context.Context, redisURL string, log *slog.Logger, metrics prometheus.Registerer) (stream.Stream, error) {
+	return openStream(ctx, redisURL, nil, log, metrics)
+}
+
+func openStream(ctx context.Context, redisURL string, secure *tls.Config, log *slog.Logger, metrics prometheus.Registerer) (stream.Stream, error) {
 	if redisURL == "" {
 		log.Info("no --redis-url: the stream is in this process, which serves one node only")
 		return stream.NewMemory(stream.MemoryConfig{}), nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, openTimeout)
 	defer cancel()
-	s, err := stream.NewRedis(ctx, redisURL, stream.RedisConfig{Logger: log, Registerer: metrics})
+	s, err := stream.NewRedis(ctx, redisURL, stream.RedisConfig{TLS: secure, Logger: log, Registerer: metrics})
 	if err != nil {
 		return nil, fmt.Errorf("redis: %w", err)
 	}

@@ -1,8 +1,6 @@
 package app
 
 import (
-	"crypto/sha256"
-	"crypto/subtle"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -17,12 +15,12 @@ import (
 	"github.com/commitcast/commitcast/broadcaster"
 )
 
-// opsHandler serves health, readiness and metrics. With a token, /metrics needs it, and /readyz tells why only to who has it;
+// opsHandler serves health, readiness and metrics. /metrics needs what the door asks for, and /readyz tells why only to who has it;
 // whether the process lives and is ready, everybody may know who gets here. No page of a browser is let in: there are no CORS
 // headers, and a name that was pointed here is not answered.
-func opsHandler(checks map[string]func() error, metrics *prometheus.Registry, token string, node *nodeFace) http.Handler {
+func opsHandler(checks map[string]func() error, metrics *prometheus.Registry, door *opsDoor, node *nodeFace) http.Handler {
 	mux := http.NewServeMux()
-	node.serve(mux, token)
+	node.serve(mux, door)
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, r *http.Request) {
 		fmt.Fprintln(w, "ok")
 	})
@@ -33,7 +31,7 @@ func opsHandler(checks map[string]func() error, metrics *prometheus.Registry, to
 			states[name] = "ready"
 			if err := check(); err != nil {
 				states[name] = "not ready"
-				if brings(r, token) {
+				if door.lets(r) {
 					states[name] = oneLine(err)
 				}
 				// Delivery by polling is late by a fraction of a second, not absent: still ready.
@@ -48,27 +46,20 @@ func opsHandler(checks map[string]func() error, metrics *prometheus.Registry, to
 	})
 	prom := promhttp.HandlerFor(metrics, promhttp.HandlerOpts{})
 	mux.HandleFunc("GET /metrics", func(w http.ResponseWriter, r *http.Request) {
-		if !brings(r, token) {
+		if !door.lets(r) {
 			w.Header().Set("WWW-Authenticate", "Bearer")
-			http.Error(w, "the token of --ops-token-file is needed", http.StatusUnauthorized)
+			http.Error(w, "the token of --ops-token-file is needed, or a certificate of --ops-client-ca", http.StatusUnauthorized)
 			return
 		}
 		prom.ServeHTTP(w, r)
 	})
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if token == "" && !isAddress(r.Host) {
-			http.Error(w, "without --ops-token-file, this is answered by address or as localhost only", http.StatusMisdirectedRequest)
+		if door.open() && !isAddress(r.Host) {
+			http.Error(w, "without --ops-token-file or --ops-client-ca, this is answered by address or as localhost only", http.StatusMisdirectedRequest)
 			return
 		}
 		mux.ServeHTTP(w, r)
 	})
-}
-
-// brings reports whether a request holds the token; true if there is none.
-func brings(r *http.Request, token string) bool {
-	scheme, given, _ := strings.Cut(r.Header.Get("Authorization"), " ")
-	want, got := sha256.Sum256([]byte(token)), sha256.Sum256([]byte(given))
-	return token == "" || strings.EqualFold(scheme, "Bearer") && subtle.ConstantTimeCompare(want[:], got[:]) == 1
 }
 
 // isAddress reports whether a Host is one that no name server can point elsewhere.

@@ -23,8 +23,20 @@ const shutdownTimeout = 5 * time.Second
 
 // process is one running command: what it opens, in order, and closes, in the order of the flow.
 type process struct {
-	database, redis, ops, opsToken, advertise string
-	log                                       *slog.Logger
+	database, redis, ops string
+	advertise            string      // where operators reach ops; "": there
+	redisTLS             *tls.Config // nil: as the URL says
+	opsDoor              *opsDoor
+	log                  *slog.Logger
+}
+
+// process is what the flags of a long-running command say.
+func (f *processFlags) process(database, redis string, log *slog.Logger) (p *process, err error) {
+	p = &process{database: database, redis: redis, ops: f.OpsListen, advertise: f.OpsAdvertise, log: log}
+	if p.opsDoor, err = f.opsDoor(log); err == nil {
+		p.redisTLS, err = f.redisTLS(redis, log)
+	}
+	return p, err
 }
 
 // run opens database and stream, runs a worker if there is a configuration for one, and a broadcaster if there are flags, until ctx
@@ -62,7 +74,7 @@ func (p *process) run(ctx context.Context, work *worker.Config, clients *clientF
 		return err
 	}
 	defer pool.Close()
-	s, err := OpenStream(ctx, p.redis, p.log, metrics)
+	s, err := openStream(ctx, p.redis, p.redisTLS, p.log, metrics)
 	if err != nil {
 		return err
 	}
@@ -107,8 +119,12 @@ func (p *process) run(ctx context.Context, work *worker.Config, clients *clientF
 		p.log.Info("serving clients", "url", face.identity.ClientURL)
 	}
 	if opsListener != nil {
-		stages = append(stages, serve("ops", opsListener, nil, opsHandler(checks, metrics, p.opsToken, face), p.log))
-		p.log.Info("serving operators", "url", "http://"+opsListener.Addr().String())
+		stages = append(stages, serve("ops", opsListener, p.opsDoor.tls, opsHandler(checks, metrics, p.opsDoor, face), p.log))
+		scheme := "http://"
+		if p.opsDoor.tls != nil {
+			scheme = "https://"
+		}
+		p.log.Info("serving operators", "url", scheme+opsListener.Addr().String())
 	}
 	return runStages(ctx, p.log, stages)
 }

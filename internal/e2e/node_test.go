@@ -59,10 +59,15 @@ type node struct {
 	log []string
 }
 
-// start runs the binary and waits until it is ready. It is stopped, in order, at the test's end.
+// rolesOf are the database roles of each command.
+var rolesOf = map[string][]string{"worker": {"worker"}, "broadcaster": {"reader"}, "all": {"worker", "reader"}}
+
+// start runs the binary, with no more rights in the database than its command needs, and waits until it is ready. It is
+// stopped, in order, at the test's end.
 func start(t *testing.T, database, redis string, args ...string) *node {
 	t.Helper()
 	n := &node{t: t, done: make(chan struct{})}
+	database = testkit.As(t, database, rolesOf[args[0]]...)
 	args = append(args, "--log-format=json", "--ops-listen=127.0.0.1:0")
 	if args[0] != "worker" {
 		args = append(args, "--listen=127.0.0.1:0", "--drain=100ms")

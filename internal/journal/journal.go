@@ -43,17 +43,18 @@ func (r *Reader) Positions(ctx context.Context, questions []wire.Question) (stri
 	topics := make([]string, len(questions))
 	epochs := make([]string, len(questions))
 	offsets := make([]int64, len(questions))
+	subjects := make([]string, len(questions))
 	for i, q := range questions {
-		topics[i], epochs[i], offsets[i] = q.Topic, q.Cursor.Epoch, q.Cursor.Offset
+		topics[i], epochs[i], offsets[i], subjects[i] = q.Topic, q.Cursor.Epoch, q.Cursor.Offset, q.Subject
 	}
-	rows, err := r.pool.Query(ctx, positionsSQL, topics, epochs, offsets)
+	rows, err := r.pool.Query(ctx, positionsSQL, topics, epochs, offsets, subjects)
 	if err != nil {
 		return "", nil, fmt.Errorf("read positions of %d topics: %w", len(questions), err)
 	}
 	positions := make([]wire.Position, 0, len(questions))
 	var epoch *string
 	var p wire.Position
-	_, err = pgx.ForEachRow(rows, []any{&epoch, &p.Head, &p.Reason}, func() error {
+	_, err = pgx.ForEachRow(rows, []any{&epoch, &p.Head, &p.Reason, &p.Revoked, &p.Changed}, func() error {
 		positions = append(positions, p)
 		return nil
 	})

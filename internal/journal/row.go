@@ -2,8 +2,10 @@ package journal
 
 import (
 	"encoding/binary"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/commitcast/commitcast/wire"
@@ -83,13 +85,28 @@ func (s *Scanner) intern(b []byte) string {
 }
 
 // AppendFrame appends the frame of an event. One that cannot stand in a frame becomes a skip frame, which says that
-// there is something at this offset and leaves the topic contiguous; skipped reports it.
+// there is something at this offset and leaves the topic contiguous; skipped reports it. Events of the system's own types
+// become frames that broadcasters keep to themselves.
 func AppendFrame(dst []byte, e *wire.Event) (frame []byte, skipped bool) {
+	if strings.HasPrefix(e.Type, wire.ReservedTypes) {
+		return appendOwn(dst, e)
+	}
 	dst, err := wire.AppendEvent(dst, e)
 	if errors.Is(err, wire.ErrUnencodable) {
 		return wire.AppendSkip(dst, e.Topic, e.Epoch, e.Offset, e.ID), true
 	}
 	return dst, false
+}
+
+// appendOwn appends the frame of an event of the system's own: a fence, or, of a type that a later version knows, one that
+// only fills the offset.
+func appendOwn(dst []byte, e *wire.Event) (frame []byte, skipped bool) {
+	var about struct{ Subject string }
+	if (e.Type == wire.TypeRevoke || e.Type == wire.TypeRestore) && json.Unmarshal(e.Data, &about) == nil && about.Subject != "" {
+		return wire.AppendFence(dst, &wire.Fence{Topic: e.Topic, Epoch: e.Epoch, Offset: e.Offset, ID: e.ID,
+			Subject: about.Subject, Revoked: e.Type == wire.TypeRevoke}), false
+	}
+	return wire.AppendSkip(dst, e.Topic, e.Epoch, e.Offset, e.ID), true
 }
 
 // Encode is [AppendFrame] into a buffer of its own.

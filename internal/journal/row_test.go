@@ -50,6 +50,31 @@ func TestUnencodableBecomesSkip(t *testing.T) {
 	}
 }
 
+// A change of access becomes a frame for broadcasters alone; what another version may know fills its offset.
+func TestOwnTypes(t *testing.T) {
+	e := wire.Event{Topic: "market:42", Epoch: "1-0badc0de", Offset: 7, ID: 1234, Type: wire.TypeRevoke, Data: []byte(`{"subject": "a\u00e9\"\n"}`)}
+	frame, skipped := AppendFrame(nil, &e)
+	f, err := wire.ParseFence(frame)
+	if want := (wire.Fence{Topic: e.Topic, Epoch: e.Epoch, Offset: 7, ID: 1234, Subject: "aé\"\n", Revoked: true}); err != nil || f != want || skipped || !wire.IsFence(frame) {
+		t.Errorf("%s: %+v %v", frame, f, err)
+	}
+	m, err := wire.ParseMessage(f.AppendSkip(nil))
+	if err != nil || m.Op != "event" || !m.Skip || m.Offset != 7 || m.ID != 1234 || strings.Contains(string(f.AppendSkip(nil)), "subject") {
+		t.Errorf("shown as %+v %v", m, err)
+	}
+	e.Type = wire.TypeRestore
+	if f, err := wire.ParseFence(Encode(&e)); err != nil || f.Revoked {
+		t.Errorf("%+v %v", f, err)
+	}
+	for _, e := range []wire.Event{{Type: "commitcast.later", Data: []byte(`1`)}, {Type: wire.TypeRevoke, Data: []byte(`{}`)}} {
+		e.Topic, e.Epoch, e.Offset, e.ID = "t", "1-0badc0de", 7, 1234
+		frame, skipped := AppendFrame(nil, &e)
+		if m, err := wire.ParseMessage(frame); err != nil || !m.Skip || !skipped || wire.IsFence(frame) {
+			t.Errorf("%s %v", frame, err)
+		}
+	}
+}
+
 func TestScanRefusesOtherShapes(t *testing.T) {
 	var s Scanner
 	var row Row

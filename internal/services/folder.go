@@ -100,6 +100,32 @@ func (f *folder) give(path string) error {
 	return os.Chown(path, int(f.cred.Uid), int(f.cred.Gid))
 }
 
+// secret writes a file that only the servers' user can read, and returns its path.
+func (f *folder) secret(name string, content []byte) (string, error) {
+	path := filepath.Join(f.path, name)
+	if err := os.WriteFile(path, content, 0o600); err != nil {
+		return "", err
+	}
+	return path, f.give(path)
+}
+
+// TLS is what a private server shows to its clients, and asks them for. All in PEM.
+type TLS struct {
+	Certificate, Key []byte
+	ClientCA         []byte // if set, clients must show a certificate of this authority
+}
+
+// files writes them for the server.
+func (t *TLS) files(f *folder) (certificate, key, clientCA string, err error) {
+	if certificate, err = f.secret("tls.crt", t.Certificate); err == nil {
+		key, err = f.secret("tls.key", t.Key)
+	}
+	if err == nil && t.ClientCA != nil {
+		clientCA, err = f.secret("client.crt", t.ClientCA)
+	}
+	return certificate, key, clientCA, err
+}
+
 // remove removes the folder, and ends what still runs in it.
 func (f *folder) remove() {
 	f.keeperStop.Close()

@@ -22,6 +22,8 @@ import (
 type PostgresConfig struct {
 	// Settings are added to the server's settings, or replace ours. Default: none.
 	Settings map[string]string
+	// TLS makes the server speak it to who asks for it; ClientCA is then for who shows a certificate. Default: none.
+	TLS *TLS
 }
 
 // settings are those of every private Postgres. fsync stays on: what is measured here should be true elsewhere.
@@ -57,6 +59,9 @@ func StartPostgres(ctx context.Context, cfg PostgresConfig) (*Postgres, error) {
 		return nil, err
 	}
 	err = p.initdb(ctx)
+	if err == nil && cfg.TLS != nil {
+		err = p.secure()
+	}
 	if err == nil {
 		err = onFreePort(func(port int) error {
 			p.port = port
@@ -103,6 +108,17 @@ func (p *Postgres) initdb(ctx context.Context) error {
 	// scram would cost each connection milliseconds of computing. No sync: a cluster lost in a crash is no loss.
 	return p.tool(ctx, "initdb", "--pgdata="+p.data, "--username=postgres", "--pwfile="+secret, "--auth=password",
 		"--encoding=UTF8", "--locale=C", "--no-sync", "--no-instructions")
+}
+
+// secure adds TLS to the settings.
+func (p *Postgres) secure() error {
+	certificate, key, clientCA, err := p.cfg.TLS.files(p.folder)
+	p.cfg.Settings = maps.Clone(p.cfg.Settings)
+	if p.cfg.Settings == nil {
+		p.cfg.Settings = make(map[string]string)
+	}
+	p.cfg.Settings["ssl"], p.cfg.Settings["ssl_cert_file"], p.cfg.Settings["ssl_key_file"], p.cfg.Settings["ssl_ca_file"] = "on", certificate, key, clientCA
+	return err
 }
 
 // tool runs another program of the same Postgres to its end.

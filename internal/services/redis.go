@@ -20,6 +20,8 @@ import (
 type RedisConfig struct {
 	// Lines are added to the server's configuration, as in "maxmemory 10mb". Default: none.
 	Lines []string
+	// TLS makes the server serve it, too, on a port of its own: TLSAddr. Default: none.
+	TLS *TLS
 }
 
 // redisLines configure every private Redis. dir and port are added.
@@ -41,6 +43,7 @@ type Redis struct {
 
 	mu     sync.Mutex
 	port   int
+	secure int      // the port of TLS
 	proc   *process // nil = stopped
 	closed bool
 }
@@ -65,7 +68,13 @@ func StartRedis(ctx context.Context, cfg RedisConfig) (*Redis, error) {
 	if err == nil {
 		err = onFreePort(func(port int) error {
 			r.port = port
-			return r.start(ctx)
+			if cfg.TLS == nil {
+				return r.start(ctx)
+			}
+			return onFreePort(func(port int) error {
+				r.secure = port
+				return r.start(ctx)
+			})
 		})
 	}
 	if err != nil {
@@ -88,6 +97,18 @@ func (r *Redis) start(ctx context.Context) error {
 	// port, and Redis writes files where it is told.
 	lines := redisLines + fmt.Sprintf("port %d\ndir %q\nrequirepass %s\n%s\n",
 		r.port, r.dir, r.password, strings.Join(r.cfg.Lines, "\n"))
+	if r.cfg.TLS != nil {
+		certificate, key, clientCA, err := r.cfg.TLS.files(r.folder)
+		if err != nil {
+			return err
+		}
+		lines += fmt.Sprintf("tls-port %d\ntls-cert-file %q\ntls-key-file %q\n", r.secure, certificate, key)
+		if clientCA == "" {
+			lines += "tls-auth-clients no\n"
+		} else {
+			lines += fmt.Sprintf("tls-ca-cert-file %q\n", clientCA)
+		}
+	}
 	proc, err := r.folder.spawn(r.program, strings.NewReader(lines), syscall.SIGKILL, "-")
 	if err != nil {
 		return fmt.Errorf("starting a private Redis: %w", err)
@@ -128,6 +149,9 @@ func (r *Redis) Options() *redis.Options {
 
 // Addr is the server's address, host:port.
 func (r *Redis) Addr() string { return localAddr(r.port) }
+
+// TLSAddr is where the server serves TLS, host:port.
+func (r *Redis) TLSAddr() string { return localAddr(r.secure) }
 
 // Password is what clients and replicas authenticate with.
 func (r *Redis) Password() string { return r.password }

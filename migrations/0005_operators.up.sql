@@ -13,7 +13,6 @@ CREATE TABLE commitcast.redrive (
     first      bigint NOT NULL CHECK (first > 0),
     last       bigint NOT NULL,
     next       bigint NOT NULL,                    -- the first offset that the stream has not confirmed
-    job        bigint,
     audit      bigint NOT NULL,                    -- who ordered it
     ordered_at timestamptz NOT NULL DEFAULT clock_timestamp(),
     CHECK (first <= last)
@@ -102,46 +101,31 @@ BEGIN
     RETURN CASE WHEN FOUND THEN since END;
 END $$;
 
--- settle_grants: as before, and an operator may order jobs, which is how workers are told to publish something again.
-CREATE OR REPLACE FUNCTION commitcast.settle_grants() RETURNS void
-    LANGUAGE plpgsql VOLATILE
+-- retry_republish: has the job of a topic that waits for its next attempt run at once, and returns it; null: there is none that
+-- waits. Called by operators. Locks: the job's row.
+CREATE FUNCTION commitcast.retry_republish(p_topic text) RETURNS bigint
+    LANGUAGE plpgsql VOLATILE SECURITY DEFINER
+    SET search_path = pg_catalog, pg_temp
     AS $$
 DECLARE
-    r record;
+    job bigint;
 BEGIN
-    FOR r IN SELECT oid::regclass AS name, relkind, relname FROM pg_class
-        WHERE relnamespace = 'commitcast'::regnamespace AND relkind IN ('r', 'S') AND relname LIKE 'river\_%' LOOP
-        IF r.relkind = 'S' THEN
-            EXECUTE format('GRANT USAGE ON SEQUENCE %s TO commitcast_worker, commitcast_operator', r.name);
-        ELSIF r.relname = 'river_migration' THEN
-            EXECUTE format('GRANT SELECT ON %s TO commitcast_writer, commitcast_worker, commitcast_reader', r.name);
-        ELSE
-            EXECUTE format('GRANT SELECT, INSERT, UPDATE, DELETE ON %s TO commitcast_worker', r.name);
-        END IF;
-        IF r.relname = 'river_job' THEN
-            EXECUTE format('GRANT INSERT, UPDATE ON %s TO commitcast_operator', r.name);
-        END IF;
-    END LOOP;
-    REVOKE ALL ON ALL FUNCTIONS IN SCHEMA commitcast FROM PUBLIC;
-    FOR r IN SELECT oid::regprocedure AS name FROM pg_proc
-        WHERE pronamespace = 'commitcast'::regnamespace AND proname LIKE 'river\_%' LOOP
-        EXECUTE format('GRANT EXECUTE ON FUNCTION %s TO commitcast_worker, commitcast_operator', r.name);
-    END LOOP;
-    GRANT SELECT ON ALL TABLES IN SCHEMA commitcast TO commitcast_operator;
-    GRANT SELECT ON ALL SEQUENCES IN SCHEMA commitcast TO commitcast_operator;
+    UPDATE commitcast.river_job SET state = 'available', scheduled_at = clock_timestamp()
+    WHERE id = (SELECT id FROM commitcast.river_job WHERE kind = 'topic_republish' AND args @> jsonb_build_object('topic', p_topic)
+        AND state IN ('retryable', 'scheduled') ORDER BY id DESC LIMIT 1)
+    RETURNING id INTO job;
+    RETURN job;
 END $$;
 
 -- Workers go on with what was ordered, and write down how it ended. Operators order and record: of a record they can change
 -- the result only, and remove none.
 REVOKE ALL ON commitcast.redrive, commitcast.audit FROM PUBLIC;
 REVOKE ALL ON FUNCTION commitcast.pause_partition(smallint, text, text), commitcast.resume_partition(smallint, timestamptz),
-    commitcast.park_topic(text, text) FROM PUBLIC;
+    commitcast.park_topic(text, text), commitcast.retry_republish(text) FROM PUBLIC;
 GRANT SELECT, UPDATE, DELETE ON commitcast.redrive TO commitcast_worker;
 GRANT SELECT (id), UPDATE (result, ended_at) ON commitcast.audit TO commitcast_worker;
-GRANT SELECT, INSERT (topic, first, last, next, audit), UPDATE (job) ON commitcast.redrive TO commitcast_operator;
+GRANT SELECT, INSERT (topic, first, last, next, audit) ON commitcast.redrive TO commitcast_operator;
 GRANT SELECT, INSERT (who, action, target, detail, result, ended_at), UPDATE (result, ended_at) ON commitcast.audit TO commitcast_operator;
-GRANT UPDATE (died_at, attempts) ON commitcast.parked TO commitcast_operator;
 GRANT DELETE ON commitcast.dead_letter TO commitcast_operator;
 GRANT EXECUTE ON FUNCTION commitcast.pause_partition(smallint, text, text), commitcast.resume_partition(smallint, timestamptz),
-    commitcast.park_topic(text, text) TO commitcast_operator;
-SELECT commitcast.settle_grants();
+    commitcast.park_topic(text, text), commitcast.retry_republish(text) TO commitcast_operator;
