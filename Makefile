@@ -34,8 +34,8 @@ lint: ## Check format, go vet, staticcheck, TypeScript's types and the modules' 
 	@go test -count=1 -run '^TestTypes$$' ./client/ts
 	@go mod verify
 
-bench: ## Measure throughput and latency (QUICK=1: one short round; HOPS="pipeline writers": some of the hops)
-	@QUICK=$(QUICK) HOPS="$(HOPS)" $(UP) -- go run ./internal/bench
+bench: ## Measure throughput and latency (QUICK=1: one short round; CURVES=1: growth, with plots; HOPS="pipeline writers": some parts)
+	@QUICK=$(QUICK) CURVES=$(CURVES) HOPS="$(HOPS)" $(UP) -- go run ./internal/bench
 
 chaos: ## Break everything, and look for a lost or wrong event (ARGS="-rounds 50"; ARGS=-h shows all)
 	@go run ./internal/chaos $(ARGS)

@@ -1,8 +1,11 @@
 package broadcaster
 
 import (
+	"fmt"
 	"math"
+	"net/netip"
 	"testing"
+	"time"
 
 	"github.com/commitcast/commitcast/stream"
 )
@@ -37,7 +40,7 @@ func BenchmarkLogRead(b *testing.B) {
 
 func BenchmarkCollect(b *testing.B) {
 	cfg, _ := Config{}.withDefaults()
-	s := &session{b: &Broadcaster{cfg: cfg, metrics: newMetrics(nil)}}
+	s := newSession(&Broadcaster{cfg: cfg, metrics: newMetrics(nil)}, nil, netip.Prefix{})
 	t := &topic{name: "t"}
 	t.log.maxEvents, t.log.maxBytes = 1024, 1<<20
 	t.log.start("1-aaaa", 1)
@@ -49,5 +52,55 @@ func BenchmarkCollect(b *testing.B) {
 	for b.Loop() {
 		sub.cursor = 0
 		p, _ = sub.collect(p[:headerRoom], maxMessage)
+	}
+}
+
+// nowhere takes messages and writes them to nobody.
+type nowhere struct{ sink }
+
+func (nowhere) writeText([]byte, time.Duration) error { return nil }
+
+// BenchmarkFlush is one event to one subscriber, from its waking to the socket, without the socket.
+func BenchmarkFlush(b *testing.B) {
+	cfg, _ := Config{}.withDefaults()
+	s := newSession(&Broadcaster{cfg: cfg, metrics: newMetrics(nil)}, nowhere{}, netip.Prefix{})
+	t := &topic{name: "t"}
+	t.log.maxEvents, t.log.maxBytes = 1024, 1<<20
+	t.log.start("1-aaaa", 1)
+	t.log.append(benchRun(1))
+	sub := &subscription{s: s, t: t}
+	sub.state, sub.epoch = subLive, "1-aaaa"
+	s.flushing = true // by the benchmark
+	b.ReportAllocs()
+	for b.Loop() {
+		sub.cursor = 0
+		s.wake(sub)
+		s.flush()
+		s.flushing = true
+	}
+}
+
+// BenchmarkKept is one replay that takes what another one has read, among 1,000 that are kept.
+func BenchmarkKept(b *testing.B) {
+	k := newKept(keepBytes, replayEvents)
+	at := place{new(feed), 1}
+	now := time.Unix(0, 0)
+	for i := range int64(1000) {
+		h := hole{at, stream.Channel{Epoch: "1-aaaa", Topic: "t"}, i * replayEvents}
+		r, _ := k.ask(h, now)
+		run := stream.Run{Channel: h.channel, First: h.after + 1, Frames: make([][]byte, replayEvents)}
+		k.end(r, run, nil, now)
+	}
+	if len(k.runs[at]) != 1000 {
+		b.Fatal(fmt.Sprint(len(k.runs[at]), " kept"))
+	}
+	var after int64
+	b.ReportAllocs()
+	for b.Loop() {
+		r, mine := k.ask(hole{at, stream.Channel{}, after}, now)
+		if run, ok := r.from(after); mine || !ok || run.First != after+1 {
+			b.Fatal("not kept")
+		}
+		after = (after + 7919) % (1000 * replayEvents)
 	}
 }

@@ -199,7 +199,7 @@ func New(j Journal, s stream.Stream, cfg Config) (*Broadcaster, error) {
 	b.joiner = &joiner{b: b, kicked: make(chan struct{}, 1)}
 	b.heads = &heads{b: b, kicked: make(chan struct{}, 1), polled: make(chan struct{}),
 		suspects: make(map[*topic]struct{})}
-	b.replayer = &replayer{b: b, slots: make(chan struct{}, replayReads)}
+	b.replayer = newReplayer(b)
 	b.subscription = s.NewSubscription(hears{b})
 	return b, nil
 }
@@ -242,6 +242,7 @@ func (b *Broadcaster) keepTime(ctx context.Context) {
 				s.beat(now)
 			}
 			b.mu.RUnlock()
+			b.replayer.forget(now)
 			if now.Sub(sweep) > topicLinger/3 {
 				sweep = now
 				b.sweepTopics(now)
@@ -317,18 +318,19 @@ func (b *Broadcaster) sawDatabase(err error) {
 	}
 }
 
-// spawn runs f in a goroutine that Run waits for. After Run has ended, f is not run.
-func (b *Broadcaster) spawn(f func(ctx context.Context)) {
+// spawn runs f in a goroutine that Run waits for. After Run has ended, f is not run: false.
+func (b *Broadcaster) spawn(f func(ctx context.Context)) bool {
 	b.stopMu.Lock()
 	defer b.stopMu.Unlock()
 	if b.stopped {
-		return
+		return false
 	}
 	b.wg.Add(1)
 	go func() { // owned by Run
 		defer b.wg.Done()
 		f(b.ctx)
 	}()
+	return true
 }
 
 // after runs f once d has passed, unless the broadcaster has stopped by then.

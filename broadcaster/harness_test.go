@@ -199,6 +199,7 @@ func (h *hooks) at(step string) {
 type hookJournal struct {
 	broadcaster.Journal
 	hooks
+	frames  atomic.Int64 // that Range has read
 	mu      sync.Mutex
 	ranges  int
 	failing error
@@ -242,6 +243,7 @@ func (j *hookJournal) Range(ctx context.Context, topic string, after int64, limi
 	j.mu.Unlock()
 	j.at("before range")
 	epoch, frames, err := j.Journal.Range(ctx, topic, after, limit)
+	j.frames.Add(int64(len(frames)))
 	j.at("after range")
 	return epoch, frames, err
 }
@@ -263,9 +265,10 @@ func (j *hookJournal) Ranges(ctx context.Context, after []wire.Question) (string
 type hookStream struct {
 	stream.Stream
 	hooks
-	deaf  atomic.Pointer[string] // the topic whose next message is lost
-	heard sync.Map               // topics whose channel is confirmed
-	held  atomic.Pointer[func()] // runs within each read of a range
+	frames atomic.Int64           // that Range has read
+	deaf   atomic.Pointer[string] // the topic whose next message is lost
+	heard  sync.Map               // topics whose channel is confirmed
+	held   atomic.Pointer[func()] // runs within each read of a range
 }
 
 func (s *hookStream) listening(topic string) bool {
@@ -273,12 +276,13 @@ func (s *hookStream) listening(topic string) bool {
 	return ok
 }
 
-func (s *hookStream) Range(ctx context.Context, ch stream.Channel, after int64) (stream.Run, error) {
+func (s *hookStream) Range(ctx context.Context, ch stream.Channel, after int64, limit int) (stream.Run, error) {
 	s.at("before range")
 	if held := s.held.Load(); held != nil {
 		(*held)()
 	}
-	run, err := s.Stream.Range(ctx, ch, after)
+	run, err := s.Stream.Range(ctx, ch, after, limit)
+	s.frames.Add(int64(len(run.Frames)))
 	s.at("after range")
 	return run, err
 }

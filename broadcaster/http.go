@@ -1,8 +1,10 @@
 package broadcaster
 
 import (
+	"context"
 	"fmt"
 	"net/http"
+	"runtime/debug"
 	"sync"
 	"time"
 
@@ -46,7 +48,18 @@ func (b *Broadcaster) serveWS(w http.ResponseWriter, r *http.Request) {
 		}
 		return
 	}
-	s.serve(b.ctx, sock.ws, who)
+	// A goroutine of its own: that of the handler would hold on to the request, what net/http has for it, and a deep stack
+	// for as long as the client stays.
+	if !b.spawn(func(ctx context.Context) { // ends with the connection
+		defer func() { // as net/http does for its handlers: what one client sends must not end the process
+			if p := recover(); p != nil {
+				b.log.Error("serving a client panicked", "panic", p, "stack", string(debug.Stack()))
+			}
+		}()
+		s.serve(ctx, sock.ws, who)
+	}) {
+		s.end()
+	}
 }
 
 // refuse answers 503 with the time after which to come back.

@@ -36,7 +36,7 @@ func newMetrics(r prometheus.Registerer) *metrics {
 		turnedAway:    counter("connections_refused_total", "Connections answered with 503."),
 		epochs:        counter("epochs_total", "Times that the database was found in a new epoch."),
 		resets:        vec("resets_total", "Subscriptions ended by a reset, by reason.", "reason"),
-		replayed:      vec("events_replayed_total", "Events read for subscribers that were behind, by source.", "source"),
+		replayed:      vec("events_replayed_total", "Events read for subscribers that were behind, by source: stream, journal, or memory, which another one's read had brought.", "source"),
 		expired:       counter("sessions_expired_total", "Sessions ended because no token came in time, or none after one that expired."),
 		tokens:        vec("tokens_total", "Tokens checked, by outcome: accepted, refused, unavailable.", "outcome"),
 		shut:          vec("requests_shut_out_total", "HTTP requests refused at the door, by reason: host, origin, token_in_url, body.", "reason"),

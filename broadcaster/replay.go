@@ -3,10 +3,8 @@ package broadcaster
 import (
 	"context"
 	"errors"
-	"strconv"
+	"sync"
 	"time"
-
-	"golang.org/x/sync/singleflight"
 
 	"github.com/commitcast/commitcast/stream"
 	"github.com/commitcast/commitcast/wire"
@@ -16,7 +14,7 @@ const (
 	// replayReads is how many reads of stream and journal run at once: enough to keep both busy, few enough that
 	// live delivery keeps its share of the machine.
 	replayReads = 16
-	// replayEvents is how many events one read of the journal asks for.
+	// replayEvents is how many events one read asks for.
 	replayEvents = 1000
 	// healBatch is how many topics are read together while events come by polling: some MB at the very most.
 	healBatch = 100
@@ -29,29 +27,51 @@ const (
 
 var errEpoch = errors.New("the database is in another epoch")
 
-// replayer reads ranges that the log does not hold: from the stream, or else from the journal. A range that several
-// subscribers want at the same time is read once.
+// replayer reads ranges that the log does not hold: from the stream, or else from the journal. What several subscribers
+// want, at the same time or soon after one another, is read once.
 type replayer struct {
 	b     *Broadcaster
 	slots chan struct{}
-	group singleflight.Group
+
+	mu   sync.Mutex
+	kept *kept
 }
 
-// fetch reads the run that begins at after+1; it is empty if neither stream nor journal has that event.
-func (r *replayer) fetch(ctx context.Context, ch stream.Channel, after int64) (stream.Run, error) {
-	key := ch.Epoch + " " + ch.Topic + " " + strconv.FormatInt(after, 10)
-	v, err, _ := r.group.Do(key, func() (any, error) {
+func newReplayer(b *Broadcaster) *replayer {
+	return &replayer{b: b, slots: make(chan struct{}, replayReads), kept: newKept(keepBytes, replayEvents)}
+}
+
+// fetch brings the run that follows a hole's offset; it is empty if neither stream nor journal has that event. ctx is the
+// broadcaster's: others may wait for what one of them reads.
+func (r *replayer) fetch(ctx context.Context, h hole) (stream.Run, error) {
+	for {
+		r.mu.Lock()
+		reading, mine := r.kept.ask(h, time.Now())
+		r.mu.Unlock()
+		if mine {
+			run, err := r.read(ctx, h, reading.last-h.after)
+			r.mu.Lock()
+			r.kept.end(reading, run, err, time.Now())
+			r.mu.Unlock()
+			return reading.run, err
+		}
 		select {
-		case r.slots <- struct{}{}:
-			defer func() { <-r.slots }()
+		case <-reading.ended:
 		case <-ctx.Done():
 			return stream.Run{}, ctx.Err()
 		}
-		ctx, cancel := context.WithTimeout(ctx, replayTimeout)
-		defer cancel()
-		return r.read(ctx, ch, after)
-	})
-	return v.(stream.Run), err
+		if run, ok := reading.from(h.after); ok {
+			r.b.metrics.replayed.WithLabelValues("memory").Add(float64(len(run.Frames)))
+			return run, reading.err
+		} // it brought less than it might have
+	}
+}
+
+// forget lets go of what nobody asks for any more.
+func (r *replayer) forget(now time.Time) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.kept.forget(now.Add(-keepFor))
 }
 
 // fetchTogether reads the beginnings of the runs that follow after, all from the journal. Errors are told for each.
@@ -88,17 +108,27 @@ func (r *replayer) fetchTogether(ctx context.Context, holes []hole) ([]stream.Ru
 	return runs, errs
 }
 
-func (r *replayer) read(ctx context.Context, ch stream.Channel, after int64) (stream.Run, error) {
+// read reads a run, of most events at most.
+func (r *replayer) read(ctx context.Context, h hole, most int64) (stream.Run, error) {
+	select {
+	case r.slots <- struct{}{}:
+		defer func() { <-r.slots }()
+	case <-ctx.Done():
+		return stream.Run{}, ctx.Err()
+	}
+	ctx, cancel := context.WithTimeout(ctx, replayTimeout)
+	defer cancel()
+	ch, after := h.channel, h.after
 	if r.b.pushUp.Load() {
 		streamCtx, cancel := context.WithTimeout(ctx, replayStream)
-		run, err := r.b.stream.Range(streamCtx, ch, after)
+		run, err := r.b.stream.Range(streamCtx, ch, after, int(most))
 		cancel()
 		if err == nil && len(run.Frames) > 0 && run.First == after+1 {
 			r.b.metrics.replayed.WithLabelValues("stream").Add(float64(len(run.Frames)))
 			return run, nil
 		}
 	}
-	epoch, frames, err := r.b.journal.Range(ctx, ch.Topic, after, replayEvents)
+	epoch, frames, err := r.b.journal.Range(ctx, ch.Topic, after, int(most))
 	if err != nil {
 		return stream.Run{}, err
 	}
@@ -113,15 +143,15 @@ func (r *replayer) read(ctx context.Context, ch stream.Channel, after int64) (st
 // replay brings a subscription that fell out of the log one range further, if its topic may be read still. While that cannot
 // be decided, nothing is read, and it is tried again. Called with the session's mu held.
 func (b *Broadcaster) replay(sub *subscription) {
-	life, after, who := sub.life, sub.cursor, sub.s.who
-	ch := stream.Channel{Epoch: sub.epoch, Partition: sub.t.partition, Topic: sub.t.name}
+	life, who := sub.life, sub.s.who
+	h := hole{place{&sub.t.feed, sub.history}, stream.Channel{Epoch: sub.epoch, Partition: sub.t.partition, Topic: sub.t.name}, sub.cursor}
 	b.spawn(func(ctx context.Context) { // ends after one range
 		defer sub.s.replayEnded()
 		var run stream.Run
 		var err error
 		switch refusal := b.allowed(ctx, who, sub.t.name); {
 		case refusal == nil:
-			run, err = b.replayer.fetch(ctx, ch, after)
+			run, err = b.replayer.fetch(ctx, h)
 		case refusal.Code == wire.CodeForbidden:
 			b.revoke(sub, refusal)
 			return

@@ -82,6 +82,8 @@ const (
 	simLog     = 4  // events in the log
 	simFrame   = 75 // bytes of a frame, about
 	simSubs    = 3  // subscriptions at a time
+	simRange   = 3  // events of one read
+	simKept    = 6 * (simFrame + frameCost)
 )
 
 // A frame is one of the protocol, whose topic is the history in which the event was sequenced.
@@ -193,6 +195,7 @@ type world struct {
 	poll          pollOp
 	join          joinOp
 	heal          rangeOp
+	kept          *kept
 	suspected     bool
 	waiting       []*simSub // for the joiner
 	waited        bool      // their wait is over
@@ -230,11 +233,12 @@ type joinOp struct {
 }
 
 type rangeOp struct {
-	phase int // 1 asked, 2 read
+	phase int // 1 wanted, 2 it reads, 3 it has read, 4 another one reads
 	era   int
 	sub   *simSub
 	life  uint64
 	hole  hole
+	read  *reading
 	run   stream.Run
 	err   error
 }
@@ -288,6 +292,7 @@ func (w *world) reset(seed uint64) {
 		join: joinOp{batch: w.join.batch[:0], position: w.join.position[:0]}, feed: feed{log: sharedLog{frames: w.feed.log.frames[:0]}}}
 	w.rng = rand.New(&w.pcg)
 	w.feed.log.maxEvents, w.feed.log.maxBytes = simLog, 1<<10
+	w.kept = newKept(simKept, simRange)
 	w.low, w.history = 1, 0
 	for e := range w.began {
 		w.began[e] = -1
@@ -420,7 +425,7 @@ func (w *world) back(unnoticed bool) {
 // forgettable reports whether nobody but the feed knows of the newest events: it alone is compared with the head.
 func (w *world) forgettable() bool {
 	for _, op := range w.replays {
-		if op.phase == 2 {
+		if op.phase >= 3 {
 			return false
 		}
 	}
@@ -429,7 +434,12 @@ func (w *world) forgettable() bool {
 			return false
 		}
 	}
-	return w.heal.phase != 2 && w.join.phase != 2 && w.poll.phase == 0
+	for _, r := range w.kept.runs[place{&w.feed, w.feed.history}] {
+		if r.old != nil && r.last > w.feed.want.Load() {
+			return false
+		}
+	}
+	return w.heal.phase < 3 && w.join.phase != 2 && w.poll.phase == 0
 }
 
 // thaw lets a database that went back unnoticed go on when what it lost is forgotten.
@@ -473,13 +483,13 @@ func (w *world) position(c wire.Cursor) wire.Position {
 }
 
 // fetch reads a range as the replayer does: from the stream, else from the journal. A third source lies.
-func (w *world) fetch(ch stream.Channel, after int64) (stream.Run, error) {
+func (w *world) fetch(ch stream.Channel, after, most int64) (stream.Run, error) {
 	w.reads++
 	e := epochNumber(ch.Epoch)
 	run := stream.Run{Channel: ch, First: after + 1}
 	last := int64(0)
 	switch {
-	case w.chance(10):
+	case w.chance(20):
 		return run, errSim
 	case w.pushUp && !w.streamDown && w.chFirst[e] > 0 && w.chFirst[e] <= after+1 && after+1 <= w.chLast[e]:
 		last = w.chLast[e]
@@ -491,7 +501,10 @@ func (w *world) fetch(ch stream.Channel, after int64) (stream.Run, error) {
 	case after+1 >= w.low:
 		last = w.head
 	}
-	for n := run.First; n <= min(last, run.First+2); n++ {
+	if w.chance(4) {
+		most++ // more than was asked for
+	}
+	for n := run.First; n <= min(last, after+most); n++ {
 		run.Frames = append(run.Frames, w.frame(e, n))
 	}
 	return run, nil
@@ -618,15 +631,13 @@ func (w *world) nextHole() {
 
 func (w *world) stepHeal() bool {
 	op := &w.heal
-	switch op.phase {
-	case 0:
+	if op.phase == 0 {
 		return false
-	case 1:
+	}
+	if moved, brought := w.stepFetch(op); !brought {
+		return moved
+	} else {
 		w.heals++
-		op.run, op.err = w.fetch(op.hole.channel, op.hole.after)
-		op.phase = 2
-		w.log("healing reads after %d: %d frames from %d, %v", op.hole.after, len(op.run.Frames), op.run.First, op.err)
-	case 2:
 		want, next := w.feed.want.Load(), w.feed.log.next
 		if op.err == nil && op.hole.history == w.feed.history {
 			w.mark(op.run)
@@ -853,13 +864,60 @@ func (w *world) stepReplay() bool {
 		return false
 	}
 	i := w.rng.IntN(len(w.replays))
-	op := w.replays[i]
-	if op.phase == 1 {
-		op.run, op.err = w.fetch(op.hole.channel, op.hole.after)
-		op.phase = 2
-		w.log("sub %d's replay reads after %d: %d frames from %d, %v", op.sub.slot, op.hole.after, len(op.run.Frames), op.run.First, op.err)
-		return true
+	for range w.replays {
+		moved, brought := w.stepFetch(w.replays[i])
+		if brought {
+			w.spliceReplay(i)
+		}
+		if moved {
+			return true
+		}
+		i = (i + 1) % len(w.replays)
 	}
+	return false
+}
+
+// stepFetch goes on with a fetch, as the replayer does. moved: something happened. brought: it is over.
+func (w *world) stepFetch(op *rangeOp) (moved, brought bool) {
+	now := time.UnixMilli(int64(w.now))
+	switch op.phase {
+	case 1:
+		var mine bool
+		op.read, mine = w.kept.ask(op.hole, now)
+		op.phase = 4
+		if mine {
+			op.phase = 2
+		}
+		w.log("a read after %d up to %d, for %d: mine %v", op.read.after, op.read.last, op.hole.after, mine)
+		if mine && w.rng.IntN(2) == 0 {
+			return w.stepFetch(op)
+		}
+	case 2:
+		op.run, op.err = w.fetch(op.hole.channel, op.hole.after, op.read.last-op.hole.after)
+		op.phase = 3
+		w.log("read after %d: %d frames from %d, %v", op.hole.after, len(op.run.Frames), op.run.First, op.err)
+	case 3:
+		w.kept.end(op.read, op.run, op.err, now)
+		op.run = op.read.run
+		return true, true
+	case 4:
+		select {
+		case <-op.read.ended:
+		default:
+			return false, false
+		}
+		run, ok := op.read.from(op.hole.after)
+		if ok {
+			op.run, op.err = run, op.read.err
+			return true, true
+		}
+		op.phase = 1
+	}
+	return true, false
+}
+
+func (w *world) spliceReplay(i int) {
+	op := w.replays[i]
 	w.replays = append(w.replays[:i], w.replays[i+1:]...)
 	next := op.sub.splice(op.life, op.run, op.err)
 	w.log("sub %d's replay: %d", op.sub.slot, next)
@@ -874,7 +932,6 @@ func (w *world) stepReplay() bool {
 	case replayCheck:
 		w.later = append(w.later, timer{op.sub, true})
 	}
-	return true
 }
 
 func (w *world) stepTimer() bool {
@@ -951,7 +1008,7 @@ func (w *world) collect(s *simSub) {
 			}
 		}
 		w.replays = append(w.replays, &rangeOp{phase: 1, sub: s, life: s.life,
-			hole: hole{channel: stream.Channel{Epoch: s.epoch}, after: s.cursor}})
+			hole: hole{place{&w.feed, s.history}, stream.Channel{Epoch: s.epoch}, s.cursor}})
 	}
 }
 
@@ -1076,7 +1133,7 @@ func (w *world) act(n int) bool {
 }
 
 func (w *world) fault() {
-	switch w.rng.IntN(10) {
+	switch w.rng.IntN(11) {
 	case 0:
 		w.cut()
 	case 1:
@@ -1111,6 +1168,14 @@ func (w *world) fault() {
 	case 9:
 		for range 5 {
 			w.sequence()
+		}
+	case 10:
+		since := time.UnixMilli(int64(w.now) - int64(w.rng.IntN(10)))
+		w.kept.forget(since)
+		for e := w.kept.recent.Front(); e != nil; e = e.Next() {
+			if r := e.Value.(*reading); r.asked.Before(since) {
+				w.fail("what nobody asks for is let go", "after %d", r.after)
+			}
 		}
 	}
 }
@@ -1151,6 +1216,7 @@ func (w *world) check() {
 	if f.healing != (w.heal.phase != 0) {
 		w.fail("one healing", "healing is %v", f.healing)
 	}
+	w.checkKept()
 	for _, s := range w.subs {
 		if s.state == subLive && len(s.chunk) > 0 {
 			if _, _, first := told(s.chunk[0]); first != s.cursor+1 {
@@ -1160,6 +1226,39 @@ func (w *world) check() {
 		if s.state != subLive && (len(s.chunk) > 0 || s.replaying) {
 			w.fail("no replay beyond a life", "sub %d", s.slot)
 		}
+	}
+}
+
+// checkKept holds the rules for what replays have read.
+func (w *world) checkKept() {
+	bytes, ended := 0, 0
+	for at, runs := range w.kept.runs {
+		before := int64(0)
+		for _, r := range runs {
+			if r.after < before {
+				w.fail("an event is read once", "after %d and after %d", before, r.after)
+			}
+			before = r.last
+			if r.old == nil {
+				continue // is being read
+			}
+			ended++
+			for i, frame := range r.run.Frames {
+				bytes += len(frame) + frameCost
+				n := r.after + 1 + int64(i)
+				if _, history, holds := told(frame); holds != n {
+					w.fail("what is kept is whole", "offset %d holds %d", n, holds)
+				} else if at.history == w.feed.history && history != w.truth[epochNumber(r.channel.Epoch)][n] && !w.frozen {
+					w.fail("what is kept is of its history", "%d of history %c", n, 'a'+history)
+				}
+			}
+			if r.last != r.after+int64(len(r.run.Frames)) {
+				w.fail("what is kept is whole", "%d frames from %d to %d", len(r.run.Frames), r.after+1, r.last)
+			}
+		}
+	}
+	if bytes > simKept || bytes != w.kept.bytes || ended != w.kept.recent.Len() {
+		w.fail("what is kept is bounded", "%d bytes, counted %d; %d runs, counted %d", bytes, w.kept.bytes, ended, w.kept.recent.Len())
 	}
 }
 

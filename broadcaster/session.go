@@ -33,8 +33,8 @@ type sink interface {
 	closeNow()
 }
 
-// session is one client connection. Its reader is the HTTP handler's goroutine; its writer, the flusher, is a
-// goroutine that exists only while there is something to write.
+// session is one client connection. Its reader is one goroutine; its writer, the flusher, is another that exists only while
+// there is something to write.
 type session struct {
 	b    *Broadcaster
 	id   string
@@ -47,6 +47,7 @@ type session struct {
 	control  []byte                   // finished lines, behind headerRoom: answers, resets, heartbeats
 	dirty    []*subscription          // may have something to send
 	flushing bool                     // a flusher runs
+	flusher  func()                   // flush, made once: a go statement with a receiver would allocate each time
 	closed   bool
 	nextBeat time.Time
 	errors   int
@@ -63,6 +64,7 @@ type session struct {
 func newSession(b *Broadcaster, to sink, from netip.Prefix) *session {
 	s := &session{b: b, id: newID(), sink: to, came: time.Now(), from: from, subs: make(map[string]*subscription)}
 	s.drained.L = &s.mu
+	s.flusher = s.flush
 	return s
 }
 
@@ -235,7 +237,7 @@ func (s *session) wakeLocked(sub *subscription) {
 func (s *session) flushLocked() {
 	if !s.flushing {
 		s.flushing = true
-		go s.flush() // owned by the session: ends when there is nothing to write, or the connection is closed
+		go s.flusher() // owned by the session: ends when there is nothing to write, or the connection is closed
 	}
 }
 

@@ -25,6 +25,10 @@ const headerRoom = 10
 // is noticed after little: the default took 3.8 MB before a write blocked.
 const socketBuffer = 64 << 10
 
+// readBuffer and writeBuffer are those of the library, in bytes: of requests, which are small, and of control frames, which
+// must fit whole (125 and a header). net/http gives 4 KiB for each, most of what an idle connection takes.
+const readBuffer, writeBuffer = 1 << 10, 256
+
 // socket is one WebSocket connection. coder/websocket shakes hands, reads, and answers control frames; text messages
 // are written here, straight to the connection, since a message is finished bytes for many clients and needs nothing
 // but a header in front. Both write whole frames with one Write of the connection each, which the runtime keeps
@@ -81,6 +85,9 @@ type hijackCapture struct {
 func (h *hijackCapture) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 	conn, rw, err := http.NewResponseController(h.ResponseWriter).Hijack()
 	h.conn = conn
+	if err == nil && rw.Reader.Buffered() == 0 {
+		rw = bufio.NewReadWriter(bufio.NewReaderSize(conn, readBuffer), bufio.NewWriterSize(conn, writeBuffer))
+	}
 	return conn, rw, err
 }
 

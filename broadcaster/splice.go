@@ -112,9 +112,9 @@ func (f *feed) saw(l look, epoch string, head int64) (back bool) {
 
 // hole is a run that the log lacks.
 type hole struct {
+	place
 	channel stream.Channel
 	after   int64
-	history uint64
 }
 
 // startHeal reports whether healing is to begin. Then hole and heal follow in turn, until hole has nothing to read.
@@ -136,7 +136,7 @@ func (f *feed) hole() (h hole, ok, moved bool) {
 		f.log.skip(f.channel.Epoch, want+1) // more than the log can hold: each replays from its own cursor
 		moved = true
 	default:
-		return hole{f.channel, last, f.history}, true, false
+		return hole{place{f, f.history}, f.channel, last}, true, false
 	}
 	f.healing = false
 	return hole{}, false, moved
@@ -188,6 +188,7 @@ type reader struct {
 	answered bool        // "subscribed" was sent: a further joining checks the cursor again
 	asked    wire.Cursor // the cursor that the client gave; zero: from the head
 	epoch    string      // the epoch that it has joined; that of the log it may read
+	history  uint64      // the history of the feed that it has joined; that of what it may replay
 	cursor   int64       // the last offset given to the socket
 	origin   string      // the epoch of the cursor as the client has it: that of the event itself, or of what it asked
 
@@ -235,7 +236,7 @@ func (r *reader) join(f *feed, a admission, epoch string, p wire.Position) joine
 		r.end()
 		return joinReset
 	}
-	r.state, r.epoch = subLive, epoch
+	r.state, r.epoch, r.history = subLive, epoch, a.history
 	if r.answered {
 		return joinResumed
 	}

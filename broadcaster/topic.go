@@ -186,7 +186,7 @@ func (b *Broadcaster) healOnce(ctx context.Context, t *topic) bool {
 	if !ok {
 		return false
 	}
-	run, err := b.replayer.fetch(ctx, h.channel, h.after)
+	run, err := b.replayer.fetch(ctx, h)
 	return b.healed(t, h, run, err)
 }
 

@@ -7,7 +7,6 @@ REVOKE ALL ON ALL FUNCTIONS IN SCHEMA commitcast FROM commitcast_writer, commitc
 REVOKE ALL ON SCHEMA commitcast FROM commitcast_writer, commitcast_worker, commitcast_reader, commitcast_operator;
 ALTER DEFAULT PRIVILEGES IN SCHEMA commitcast REVOKE SELECT ON TABLES FROM commitcast_operator;
 ALTER DEFAULT PRIVILEGES IN SCHEMA commitcast REVOKE SELECT ON SEQUENCES FROM commitcast_operator;
-ALTER TABLE commitcast.outbox DROP CONSTRAINT outbox_partition;
 
 DROP FUNCTION commitcast.settle_grants(), commitcast.redrive_topics(text[], integer), commitcast.detach_leaf(regclass), commitcast.drop_leaf(regclass);
 ALTER FUNCTION commitcast.check_epoch() SECURITY INVOKER RESET search_path;

@@ -86,14 +86,12 @@ GRANT SELECT (topic, "offset", epoch) ON commitcast.journal TO commitcast_writer
 GRANT SELECT, INSERT (scope, key, fingerprint), UPDATE (result, events) ON commitcast.operation TO commitcast_writer;
 GRANT EXECUTE ON FUNCTION commitcast.append(text, text, json, text, json) TO commitcast_writer;
 GRANT EXECUTE ON FUNCTION commitcast.partition_of(text) TO commitcast_writer, commitcast_operator;
+GRANT EXECUTE ON FUNCTION commitcast.check_event(smallint, text, text, text, json, json) TO commitcast_writer; -- the outbox's constraint
 GRANT EXECUTE ON FUNCTION commitcast.cursor_reason(text, text, bigint) TO commitcast_writer, commitcast_reader, commitcast_operator;
 GRANT EXECUTE ON FUNCTION commitcast.begin_operation(text, text, bytea) TO commitcast_writer;
 GRANT EXECUTE ON FUNCTION commitcast.forget_operations(interval, integer) TO commitcast_writer, commitcast_operator;
 GRANT EXECUTE ON FUNCTION commitcast.hash_rows(text) TO commitcast_writer, commitcast_operator;
 ALTER FUNCTION commitcast.forget_operations(interval, integer) SECURITY DEFINER SET search_path = pg_catalog, pg_temp;
-
--- Who may insert into the outbox might name a partition that is not the topic's, and break the order of both.
-ALTER TABLE commitcast.outbox ADD CONSTRAINT outbox_partition CHECK (partition = commitcast.partition_of(topic));
 
 -- ---------------------------------------------------------------------------------------------------------------
 -- Workers sequence through functions: they can neither number events otherwise, nor change or remove what is numbered.

@@ -115,7 +115,7 @@ func BenchmarkRange(b *testing.B) {
 	ch := channel(newEpoch(), "t")
 	publish(b, s, Offer{Run: benchRun(ch, 1, MaxRangeFrames, 300)})
 	for b.Loop() {
-		if r, err := s.Range(b.Context(), ch, 0); err != nil || len(r.Frames) != MaxRangeFrames {
+		if r, err := s.Range(b.Context(), ch, 0, MaxRangeFrames); err != nil || len(r.Frames) != MaxRangeFrames {
 			b.Fatalf("%d frames, %v", len(r.Frames), err)
 		}
 	}

@@ -192,12 +192,17 @@ func testRangeBytes(t *testing.T, open maker) {
 		r.Frames = append(r.Frames, big)
 	}
 	offer(t, s, Offer{Run: r}, Appended, 7)
-	got, err := s.Range(t.Context(), ch, 0)
+	got, err := s.Range(t.Context(), ch, 0, MaxRangeFrames)
 	if err != nil || got.Last() != 4 {
 		t.Fatalf("range ends at %d, %v; want 4, which makes %d bytes", got.Last(), err, MaxRangeBytes)
 	}
-	if got, err = s.Range(t.Context(), ch, 4); err != nil || got.Last() != 6 {
+	if got, err = s.Range(t.Context(), ch, 4, MaxRangeFrames); err != nil || got.Last() != 6 {
 		t.Fatalf("range ends at %d, %v; want 6", got.Last(), err)
+	}
+	for limit, last := range map[int]int64{0: 2, 1: 2, 2: 3, 3: 4, 2 * MaxRangeFrames: 5} {
+		if got, err = s.Range(t.Context(), ch, 1, limit); err != nil || got.First != 2 || got.Last() != last {
+			t.Fatalf("range of %d: %d to %d, %v; want 2 to %d", limit, got.First, got.Last(), err, last)
+		}
 	}
 }
 
@@ -390,7 +395,7 @@ func testLargestFrames(t *testing.T, open maker) {
 		next = got.Last() + 1
 	}
 	for after := int64(0); after < 8; {
-		got, err := s.Range(t.Context(), ch, after)
+		got, err := s.Range(t.Context(), ch, after, MaxRangeFrames)
 		if err != nil || len(got.Frames) == 0 || !bytes.Equal(got.Frames[0], r.Frames[after]) || got.size() > MaxRangeBytes {
 			t.Fatalf("range after %d: %d frames, %v", after, len(got.Frames), err)
 		}
@@ -409,7 +414,7 @@ func testUnavailable(t *testing.T, open maker) {
 	check := func(ctx context.Context) {
 		t.Helper()
 		_, err := s.Publish(ctx, []Offer{{Run: run(ch, 1, 1)}})
-		_, rangeErr := s.Range(ctx, ch, 0)
+		_, rangeErr := s.Range(ctx, ch, 0, MaxRangeFrames)
 		for _, err := range []error{err, rangeErr, s.Ping(ctx), s.Tick(ctx)} {
 			if !errors.Is(err, ErrUnavailable) {
 				t.Errorf("%v is not ErrUnavailable", err)

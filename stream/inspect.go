@@ -122,7 +122,7 @@ func (r *Redis) Rights(ctx context.Context) error {
 	if answers[0].Err != nil {
 		return fmt.Errorf("publish: %w", answers[0].Err)
 	}
-	if _, err := r.Range(ctx, ch, 0); err != nil {
+	if _, err := r.Range(ctx, ch, 0, 1); err != nil {
 		return fmt.Errorf("read: %w", err)
 	}
 	if err := r.Tick(ctx); err != nil {

@@ -74,7 +74,7 @@ func offer(t testing.TB, s Stream, o Offer, outcome Outcome, next int64) {
 // wantRange reads after an offset and compares: the frames first…last, or nothing if last < first.
 func wantRange(t testing.TB, s Stream, ch Channel, after, last int64) {
 	t.Helper()
-	r, err := s.Range(t.Context(), ch, after)
+	r, err := s.Range(t.Context(), ch, after, MaxRangeFrames)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -238,7 +238,7 @@ func (m *Memory) announce(r Run) {
 }
 
 // Range implements [Stream].
-func (m *Memory) Range(ctx context.Context, ch Channel, after int64) (Run, error) {
+func (m *Memory) Range(ctx context.Context, ch Channel, after int64, limit int) (Run, error) {
 	run := Run{Channel: ch, First: after + 1}
 	if err := ctx.Err(); err != nil {
 		return run, unavailable("read a range", err)
@@ -255,7 +255,8 @@ func (m *Memory) Range(ctx context.Context, ch Channel, after int64) (Run, error
 	}
 	rest := t.frames[run.First-t.first:]
 	n, size := 0, 0
-	for n < len(rest) && n < MaxRangeFrames && (n == 0 || size+len(rest[n]) <= MaxRangeBytes) {
+	limit = max(1, min(limit, MaxRangeFrames))
+	for n < len(rest) && n < limit && (n == 0 || size+len(rest[n]) <= MaxRangeBytes) {
 		size += len(rest[n])
 		n++
 	}

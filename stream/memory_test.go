@@ -38,13 +38,13 @@ func TestMemoryBounds(t *testing.T) {
 	}
 	// The topics that were quiet the longest went first.
 	last := channel(epoch, "t9")
-	if r, err := m.Range(t.Context(), last, 99); err != nil || r.Last() != 100 {
+	if r, err := m.Range(t.Context(), last, 99, MaxRangeFrames); err != nil || r.Last() != 100 {
 		t.Errorf("the newest event: %v, %v", r.Last(), err)
 	}
 	// One that exceeds its bound alone is kept, or its topic would stand still.
 	big := Run{Channel: last, First: 101, Frames: [][]byte{bytes.Repeat([]byte{'x'}, 30_000)}}
 	offer(t, m, Offer{Run: big}, Appended, 102)
-	if r, err := m.Range(t.Context(), last, 100); err != nil || r.Last() != 101 {
+	if r, err := m.Range(t.Context(), last, 100, MaxRangeFrames); err != nil || r.Last() != 101 {
 		t.Errorf("a large event: %v, %v", r.Last(), err)
 	}
 	m.Close()

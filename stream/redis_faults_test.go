@@ -286,7 +286,7 @@ func TestRedisDown(t *testing.T) {
 
 	server.Stop()
 	_, publishErr := s.Publish(t.Context(), []Offer{{Run: run(ch, 4, 4)}})
-	_, rangeErr := s.Range(t.Context(), ch, 0)
+	_, rangeErr := s.Range(t.Context(), ch, 0, MaxRangeFrames)
 	for _, err := range []error{publishErr, rangeErr, s.Ping(t.Context()), s.Tick(t.Context())} {
 		if !errors.Is(err, ErrUnavailable) {
 			t.Errorf("stopped: %v", err)

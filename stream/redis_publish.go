@@ -167,7 +167,7 @@ func decodeAnswer(reply []string) Answer {
 }
 
 // Range implements [Stream].
-func (r *Redis) Range(ctx context.Context, ch Channel, after int64) (Run, error) {
+func (r *Redis) Range(ctx context.Context, ch Channel, after int64, limit int) (Run, error) {
 	run := Run{Channel: ch, First: after + 1}
 	if after < 0 {
 		return run, nil // no event has such an offset
@@ -176,7 +176,7 @@ func (r *Redis) Range(ctx context.Context, ch Channel, after int64) (Run, error)
 		return run, err
 	}
 	frames, err := rangeScript.RunRO(ctx, r.client, []string{ch.key()},
-		strconv.FormatInt(after+1, 10), MaxRangeFrames, MaxRangeBytes).StringSlice()
+		strconv.FormatInt(after+1, 10), max(1, min(limit, MaxRangeFrames)), MaxRangeBytes).StringSlice()
 	if err != nil && !errors.Is(err, redis.Nil) {
 		return run, unavailable("read a range from redis", err)
 	}

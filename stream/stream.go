@@ -73,10 +73,10 @@ type Stream interface {
 	// means that any of the offers may or may not have been taken: repeat them with Announce set.
 	Publish(ctx context.Context, offers []Offer) (answers []Answer, err error)
 
-	// Range reads the events of a topic after an offset: at most MaxRangeFrames and about MaxRangeBytes (always at
+	// Range reads the events of a topic after an offset: at most limit, MaxRangeFrames and about MaxRangeBytes (always at
 	// least one). The run begins exactly at after+1 and is contiguous, or is empty: the stream does not hold that
 	// event. An error wraps ErrUnavailable.
-	Range(ctx context.Context, ch Channel, after int64) (Run, error)
+	Range(ctx context.Context, ch Channel, after int64, limit int) (Run, error)
 
 	// Tick sends a probe through every subscription: workers call it about once a second, and a subscription that
 	// hears none for a while rebuilds itself.

@@ -210,7 +210,7 @@ func TestRedisDownAndUp(t *testing.T) {
 	b.checkStream(journal, func(topic string) int64 {
 		ch := stream.Channel{Epoch: b.epoch(), Partition: wire.Partition(topic), Topic: topic}
 		for after := published[topic]; ; after++ {
-			run, err := b.stream.Range(t.Context(), ch, after)
+			run, err := b.stream.Range(t.Context(), ch, after, stream.MaxRangeFrames)
 			if err != nil {
 				t.Fatal(err)
 			}

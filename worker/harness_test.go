@@ -239,7 +239,7 @@ func (b *bench) checkStream(topics map[string][]row, base func(topic string) int
 		after := base(topic)
 		for after < int64(len(want)) {
 			ch := stream.Channel{Epoch: epoch, Partition: wire.Partition(topic), Topic: topic}
-			got, err := b.stream.Range(context.Background(), ch, after)
+			got, err := b.stream.Range(context.Background(), ch, after, stream.MaxRangeFrames)
 			if err != nil {
 				b.t.Fatal(err)
 			}

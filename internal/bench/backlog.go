@@ -46,7 +46,7 @@ func backlog(ctx context.Context, kind, database string) (backlogResult, error) 
 	if kind == kindLimit {
 		err = sequenceAll(ctx, pool)
 	} else {
-		err = drained(ctx, pool)
+		err = drained(ctx, pool, backlogEvents)
 	}
 	result.PerSecond = backlogEvents / time.Since(began).Seconds()
 	return result, err
@@ -73,17 +73,17 @@ func sequenceAll(ctx context.Context, pool *pgxpool.Pool) error {
 }
 
 // drained waits until the stream has confirmed every event.
-func drained(ctx context.Context, pool *pgxpool.Pool) error {
+func drained(ctx context.Context, pool *pgxpool.Pool, events int64) error {
 	for deadline := time.Now().Add(2 * time.Minute); ; time.Sleep(10 * time.Millisecond) {
 		var seq, published int64
 		if err := pool.QueryRow(ctx, `SELECT sum(seq), sum(published) FROM commitcast.partition`).Scan(&seq, &published); err != nil {
 			return err
 		}
-		if published == backlogEvents {
+		if published == events {
 			return nil
 		}
 		if time.Now().After(deadline) {
-			return fmt.Errorf("backlog: %d of %d sequenced, %d published", seq, backlogEvents, published)
+			return fmt.Errorf("backlog: %d of %d sequenced, %d published", seq, events, published)
 		}
 	}
 }

@@ -23,6 +23,8 @@ type fanResult struct {
 	P99           float64 `json:"p99_ms"`
 	CPUPerMillion float64 `json:"server_cpu_s_per_million"`
 	RSS           int64   `json:"server_rss"`
+	Heap          int64   `json:"server_heap"`
+	Stacks        int64   `json:"server_stacks"`
 }
 
 // child is a process of this program in another role.
@@ -119,7 +121,7 @@ func fanout(server fanOrder, clients, stalled int) (fanResult, error) {
 	}
 	result.PerSecond = float64(result.Deliveries) / took.Seconds()
 	result.CPUPerMillion = report.CPU / float64(result.Deliveries) * 1e6
-	result.RSS = report.RSS
+	result.RSS, result.Heap, result.Stacks = report.RSS, report.Heap, report.Stacks
 	result.P50, result.P99 = percentile(latencies, 0.5), percentile(latencies, 0.99)
 	return result, nil
 }

@@ -49,6 +49,10 @@ type fanReport struct {
 	Addr string  `json:"addr,omitempty"`
 	CPU  float64 `json:"cpu,omitempty"` // seconds, from start to quit
 	RSS  int64   `json:"rss,omitempty"` // bytes, at quit
+
+	// Of the RSS: the heap in use after a collection, and the stacks of goroutines.
+	Heap   int64 `json:"heap,omitempty"`
+	Stacks int64 `json:"stacks,omitempty"`
 }
 
 func fanserverMain() {
@@ -102,7 +106,13 @@ func fanserverMain() {
 			Data: fmt.Appendf(nil, `{"t":%d,"pad":%q}`, intended.UnixNano(), padding)})
 	}
 	<-quit
-	out.Encode(fanReport{CPU: cpuSeconds() - cpu, RSS: rss(os.Getpid())})
+	report := fanReport{CPU: cpuSeconds() - cpu, RSS: rss(os.Getpid())}
+	runtime.GC()
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	report.Heap, report.Stacks = int64(m.HeapAlloc), int64(m.StackInuse)
+	heapProfile("fanserver")
+	out.Encode(report)
 }
 
 const benchEpoch = "1-beefbeef"

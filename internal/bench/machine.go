@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"os"
+	"runtime/pprof"
 	"strconv"
 	"strings"
 	"syscall"
@@ -26,6 +27,37 @@ func rss(pid int) int64 {
 		return pages * int64(os.Getpagesize())
 	}
 	return 0
+}
+
+// profile takes a CPU profile of this process until the function that it returns is called, if PROFILE names a folder.
+func profile(args []string) (stop func()) {
+	folder := os.Getenv("PROFILE")
+	if folder == "" {
+		return func() {}
+	}
+	f, err := os.Create(fmt.Sprintf("%s/%s-%d.pprof", folder, strings.Join(args[:min(2, len(args))], "-"), os.Getpid()))
+	if err == nil {
+		err = pprof.StartCPUProfile(f)
+	}
+	if err != nil {
+		fatal(err)
+	}
+	return pprof.StopCPUProfile
+}
+
+// heapProfile writes what is in use, if PROFILE names a folder.
+func heapProfile(name string) {
+	folder := os.Getenv("PROFILE")
+	if folder == "" {
+		return
+	}
+	f, err := os.Create(fmt.Sprintf("%s/%s-%d-heap.pprof", folder, name, os.Getpid()))
+	if err == nil {
+		err = pprof.WriteHeapProfile(f)
+	}
+	if err != nil {
+		fatal(err)
+	}
 }
 
 func fatal(err error) {

@@ -1,5 +1,7 @@
 // Command bench measures the hops of Commitcast beside a limit program for each, in one run: ratios, not promises.
-// It needs DATABASE_URL and REDIS_URL; `make bench` provides private ones. QUICK=1 makes one short round.
+// It needs DATABASE_URL and REDIS_URL; `make bench` provides private ones. QUICK=1 makes one short round; CURVES=1 measures
+// how figures grow with one quantity instead, and draws them. PROFILE=folder puts CPU profiles of the children there, and
+// heap profiles of the servers of fan-outs.
 package main
 
 import (
@@ -19,7 +21,11 @@ import (
 // roles are what this program is when it starts itself again as a child.
 var roles = map[string]func(){
 	"swarm": swarmMain, "fanserver": fanserverMain, "bareworker": bareWorkerMain, "barebroadcaster": bareBroadcasterMain,
-	"commitcast": func() { os.Exit(app.Main(os.Args[2:], os.Stdout, os.Stderr)) },
+	"commitcast": func() {
+		if code := app.Main(os.Args[2:], os.Stdout, os.Stderr); code != 0 {
+			os.Exit(code)
+		}
+	},
 }
 
 // results is what one run writes to bench-results/.
@@ -34,6 +40,9 @@ type results struct {
 	Idle     []fanResult      `json:"idle"`
 	Stalled  []fanResult      `json:"stalled"`
 	Storm    []stormResult    `json:"storm"`
+	Curves   []curveResult    `json:"curves,omitempty"`
+
+	Details map[string]string `json:"details"` // of the machine and its servers
 }
 
 func main() {
@@ -42,6 +51,7 @@ func main() {
 		if !ok {
 			fatal(fmt.Errorf("unknown argument %q; run make bench", os.Args[1]))
 		}
+		defer profile(os.Args[1:])()
 		role()
 		return
 	}
@@ -49,18 +59,35 @@ func main() {
 	if os.Getenv("QUICK") != "" {
 		rounds, seconds = 1, 3
 	}
+	all := allHops
+	if os.Getenv("CURVES") != "" {
+		all = nil
+		for _, c := range curves {
+			all = append(all, c.name)
+		}
+	}
 	hops := strings.Fields(strings.ReplaceAll(os.Getenv("HOPS"), ",", " "))
 	if len(hops) == 0 {
-		hops = allHops
+		hops = all
 	}
 	for _, hop := range hops {
-		if !slices.Contains(allHops, hop) {
-			fatal(fmt.Errorf("HOPS has %q; there are: %s", hop, strings.Join(allHops, " ")))
+		if !slices.Contains(all, hop) {
+			fatal(fmt.Errorf("HOPS has %q; there are: %s", hop, strings.Join(all, " ")))
 		}
 	}
 	ctx := context.Background()
 	r := results{At: time.Now().UTC(), Machine: fmt.Sprintf("%d cores, %s/%s, %s, everything on it", runtime.NumCPU(), runtime.GOOS, runtime.GOARCH, runtime.Version())}
+	r.Details = machine(ctx)
 	fmt.Println("Machine:", r.Machine)
+	if os.Getenv("CURVES") != "" {
+		if err := r.runCurves(ctx, hops); err != nil {
+			fatal(err)
+		}
+		if err := r.save(); err != nil {
+			fatal(err)
+		}
+		return
+	}
 	for round := range rounds {
 		fmt.Printf("\nRound %d\n", round+1)
 		for _, hop := range hops {
@@ -194,12 +221,12 @@ func (r *results) idle(context.Context, float64) error {
 		r.Idle = append(r.Idle, f)
 	}
 	n := len(r.Idle)
-	fmt.Printf("  %d idle connections        %-14s %6.1f KiB of RSS each\n", r.Idle[n-1].Clients, kindCommitcast, r.idleKiB(n-1))
+	each := func(of func(fanResult) int64) float64 {
+		return float64(of(r.Idle[n-1])-of(r.Idle[n-2])) / float64(r.Idle[n-1].Clients-r.Idle[n-2].Clients) / 1024
+	}
+	fmt.Printf("  %d idle connections        %-14s %6.1f KiB of RSS each; after a collection %.1f of heap, %.1f of stacks\n", r.Idle[n-1].Clients, kindCommitcast,
+		each(func(f fanResult) int64 { return f.RSS }), each(func(f fanResult) int64 { return f.Heap }), each(func(f fanResult) int64 { return f.Stacks }))
 	return nil
-}
-
-func (r *results) idleKiB(i int) float64 {
-	return float64(r.Idle[i].RSS-r.Idle[i-1].RSS) / float64(r.Idle[i].Clients-r.Idle[i-1].Clients) / 1024
 }
 
 // stalled measures what a subscriber that takes nothing does to 1,000 others.

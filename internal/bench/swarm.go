@@ -35,6 +35,10 @@ type swarmOrder struct {
 	Sample int `json:"sample"`
 }
 
+// swarmDials is how many clients of a swarm connect at the same time. With few, a mass reconnect would measure how long one
+// client takes, not what the server can do.
+const swarmDials = 256
+
 // swarmStop ends a swarm before its last event.
 type swarmStop struct {
 	Stop bool `json:"stop"`
@@ -87,7 +91,7 @@ func swarmMain() {
 func swarm(order swarmOrder, stopped <-chan struct{}, out *json.Encoder) error {
 	clients := make([]*swarmClient, order.Clients)
 	var wg sync.WaitGroup
-	dials := make(chan struct{}, 32)
+	dials := make(chan struct{}, swarmDials)
 	errs := make(chan error, order.Clients)
 	for i := range clients {
 		wg.Add(1)
@@ -252,7 +256,10 @@ func (c *swarmClient) take(order swarmOrder, message []byte, first *atomic.Int64
 		}
 		c.at.Store(offset)
 		c.events++
-		if j := bytes.Index(line[i:], timeField); j >= 0 && (order.Sample <= 1 || offset%int64(order.Sample) == 0) {
+		if order.Sample > 1 && offset%int64(order.Sample) != 0 {
+			continue
+		}
+		if j := bytes.Index(line[i:], timeField); j >= 0 {
 			c.lat = append(c.lat, now.UnixNano()-integer(line[i+j+len(timeField):]))
 		}
 	}
