@@ -10,10 +10,10 @@ TIMEOUT = 8m
 UP = go run ./internal/services/up
 
 .DEFAULT_GOAL := help
-.PHONY: help demo seatmap test race lint bench chaos pictures ci
+.PHONY: help demo seatmap test race lint build reproducible sbom audit bench attack chaos pictures ci
 
 help: ## Show this
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: ## Run the live demonstration and say where to look
 	@go run ./cmd/demo
@@ -34,8 +34,28 @@ lint: ## Check format, go vet, staticcheck, TypeScript's types and the modules' 
 	@go test -count=1 -run '^TestTypes$$' ./client/ts
 	@go mod verify
 
+# A binary depends on the source and the toolchain alone: no paths, no C compiler; the commit is stamped into it.
+BUILD = CGO_ENABLED=0 go build -trimpath -buildvcs=true -ldflags=-buildid=
+
+build: ## Build bin/commitcast, the same from the same source
+	@$(BUILD) -o bin/commitcast ./cmd/commitcast
+
+reproducible: ## Build the last commit in two folders, and compare
+	@set -e; work=$$(mktemp -d); trap 'rm -rf "$$work"' EXIT; \
+	for copy in one another/place; do git clone -q . "$$work/$$copy"; (cd "$$work/$$copy" && $(BUILD) -o bin/commitcast ./cmd/commitcast); done; \
+	cmp "$$work/one/bin/commitcast" "$$work/another/place/bin/commitcast"; sha256sum < "$$work/one/bin/commitcast"
+
+sbom: build ## Write bin/commitcast.sbom.json: each module in the binary, its version and checksum
+	@go version -m -json bin/commitcast > bin/commitcast.sbom.json
+
+audit: ## Look for known weaknesses in what is called; asks vuln.go.dev
+	@go run golang.org/x/vuln/cmd/govulncheck@latest ./...
+
 bench: ## Measure throughput and latency (QUICK=1: one short round; CURVES=1: growth, with plots; HOPS="pipeline writers": some parts)
 	@QUICK=$(QUICK) CURVES=$(CURVES) HOPS="$(HOPS)" $(UP) -- go run ./internal/bench
+
+attack: ## Measure what attackers do to honest clients (ARGS=-h shows all)
+	@$(UP) -- go run ./internal/attack $(ARGS)
 
 chaos: ## Break everything, and look for a lost or wrong event (ARGS="-rounds 50"; ARGS=-h shows all)
 	@go run ./internal/chaos $(ARGS)

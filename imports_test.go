@@ -81,6 +81,7 @@ var rules = map[string]rule{
 	"internal/testkit":     {ours: []string{anything}, theirs: []string{anything}, by: []string{"internal/chaos"}},
 	"internal/testkit/...": {ours: []string{"internal/services"}, theirs: []string{chromedp}, by: []string{}},
 	"internal/chaos":       {ours: []string{anything}, theirs: []string{anything}, by: []string{}},
+	"internal/attack":      {ours: []string{anything}, theirs: []string{anything}, by: []string{}},
 	"internal/bench/...":   {ours: []string{anything}, theirs: []string{anything}},
 	"internal/e2e/...":     {ours: []string{anything}, theirs: []string{anything}},
 

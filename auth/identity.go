@@ -14,7 +14,7 @@ const MaxToken = wire.MaxClientFrame
 
 // Identity is what a verified token says. It is never changed.
 type Identity struct {
-	// Subject is who the client is; "" if the token does not say.
+	// Subject is who the client is; "" if the token does not say: all such count as one.
 	Subject string
 	// Expires is when the token is accepted for the last time; zero: it does not expire.
 	Expires time.Time

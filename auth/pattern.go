@@ -1,7 +1,9 @@
 package auth
 
 import (
+	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/commitcast/commitcast/wire"
@@ -45,10 +47,10 @@ const (
 	segmentClaim
 )
 
-// ParsePattern reads a pattern.
+// ParsePattern reads a pattern. The error quotes it; what it wraps says what is wrong, and does not.
 func ParsePattern(text string) (Pattern, error) {
 	bad := func(why string) (Pattern, error) {
-		return Pattern{}, fmt.Errorf("pattern %q: %s", clip(text), why)
+		return Pattern{}, fmt.Errorf("pattern %q: %w", clip(text), errors.New(why))
 	}
 	if text == "" || len(text) > MaxPattern {
 		return bad(fmt.Sprintf("must have 1 to %d bytes", MaxPattern))
@@ -133,6 +135,11 @@ func (p Pattern) Match(topic string) bool {
 		rest = rest[i:]
 	}
 	return rest == ""
+}
+
+// Equal reports whether two patterns are written alike, and filled with the same.
+func (p Pattern) Equal(q Pattern) bool {
+	return p.text == q.text && slices.Equal(p.segments, q.segments)
 }
 
 // String is the pattern as it was written.

@@ -34,6 +34,8 @@ const (
 type WebhookConfig struct {
 	// URL gets a POST for each decision.
 	URL string
+	// PlainHTTP allows a URL of http:// on another machine, where a mesh encrypts, say.
+	PlainHTTP bool
 	// Bearer is sent as Authorization, so that the service knows who asks. Default: nothing.
 	Bearer string
 	// Timeout bounds one question, including the wait for its turn. Default 1 s.
@@ -56,7 +58,8 @@ type WebhookConfig struct {
 //
 // which answers 200 with {"allow":true} or {"allow":false}, or 403 for no. All else allows nothing, and is not remembered. It
 // is a failure of the service if it is no answer, a slow one, a redirect, or a status other than 4xx, and 408 and 429: after some
-// in a row nobody is asked for a while. Another 4xx is about one topic, and that too much is asked at once is about this node.
+// in a row nobody is asked for a while. Another 4xx is about one topic, and that too much is asked at once is about this node: so is
+// a slow answer to a question that has waited for its turn for more than half of Timeout.
 type Webhook struct {
 	cfg    WebhookConfig
 	client *http.Client
@@ -87,15 +90,16 @@ var (
 	errWebhook = errors.New("the service that decides about topics does not answer")
 	// errNoTurn: the service was not asked.
 	errNoTurn = errors.New("too many questions at once")
+	// errLate: it was asked when most of the time had gone with waiting for a turn.
+	errLate = errors.New("too many questions at once: it had little time to answer")
 	// errNotThis: the service is well, and does not decide about this topic.
 	errNotThis = errors.New("it answered")
 )
 
 // NewWebhook makes a Webhook. Nothing is asked before the first topic.
 func NewWebhook(c WebhookConfig) (*Webhook, error) {
-	u, err := url.Parse(c.URL)
-	if err != nil || u.Host == "" || u.Scheme != "https" && u.Scheme != "http" {
-		return nil, errors.New("auth: the URL of the webhook must begin with https:// or http://")
+	if why := CheckURL(c.URL, c.PlainHTTP); why != "" {
+		return nil, errors.New("auth: the URL of the webhook " + why)
 	}
 	if c.Timeout < 0 || c.TTL < 0 || c.Remembered < 0 || c.AtOnce < 0 {
 		return nil, errors.New("auth: a limit of the webhook is negative")
@@ -174,7 +178,7 @@ func (w *Webhook) decide(ctx context.Context, key webhookKey, who *Identity, top
 	}
 	allowed, err := w.ask(ctx, who, topic)
 	switch {
-	case errors.Is(err, errNoTurn):
+	case errors.Is(err, errNoTurn), errors.Is(err, errLate):
 		w.untried(probe)
 	case errors.Is(err, errNotThis):
 		w.tried(nil)
@@ -195,7 +199,8 @@ func (w *Webhook) decide(ctx context.Context, key webhookKey, who *Identity, top
 	return d, nil
 }
 
-func (w *Webhook) ask(ctx context.Context, who *Identity, topic string) (bool, error) {
+func (w *Webhook) ask(ctx context.Context, who *Identity, topic string) (allowed bool, err error) {
+	began := time.Now()
 	select {
 	case w.turns <- struct{}{}:
 		defer func() { <-w.turns }()
@@ -204,6 +209,13 @@ func (w *Webhook) ask(ctx context.Context, who *Identity, topic string) (bool, e
 	}
 	if ctx.Err() != nil { // both came at once
 		return false, errNoTurn
+	}
+	if time.Since(began) > w.cfg.Timeout/2 {
+		defer func() {
+			if err != nil && ctx.Err() != nil { // that says nothing about the service
+				err = errLate
+			}
+		}()
 	}
 	question := struct {
 		Subject string          `json:"subject"`

@@ -76,9 +76,15 @@ func TestWebhookAnswers(t *testing.T) {
 	if got.Subject != "7" || got.Topic == "" || got.Claims["tenant"] != "acme" || bearer != "Bearer hush" {
 		t.Errorf("the service was asked %+v by %q", got, bearer)
 	}
-	for _, bad := range []auth.WebhookConfig{{}, {URL: "ftp://x"}, {URL: "https://"}, {URL: "https://x", TTL: -1}} {
+	for _, bad := range []auth.WebhookConfig{{}, {URL: "ftp://x"}, {URL: "https://"}, {URL: "https://x", TTL: -1}, {URL: "http://service.test"}, {URL: "http://10.0.0.1"},
+		{URL: "http://127.0.0.1.evil.test"}, {URL: "http://localhost@evil.test"}, {URL: "file:///x", PlainHTTP: true}} {
 		if _, err := auth.NewWebhook(bad); err == nil {
 			t.Errorf("%+v is accepted", bad)
+		}
+	}
+	for _, fine := range []auth.WebhookConfig{{URL: "https://service.test"}, {URL: "http://127.0.0.1:1"}, {URL: "http://[::1]"}, {URL: "http://localhost/x"}, {URL: "http://service.test", PlainHTTP: true}} {
+		if _, err := auth.NewWebhook(fine); err != nil {
+			t.Errorf("%s: %v", fine.URL, err)
 		}
 	}
 }
@@ -307,6 +313,34 @@ func TestWebhookIsNotDown(t *testing.T) {
 			}
 		}
 	})
+}
+
+// A question that has waited for its turn for most of its time says nothing about the service when that takes as long as it
+// always does; one that had its time does.
+func TestWebhookLateTurns(t *testing.T) {
+	for slow, shut := range map[time.Duration]bool{700 * time.Millisecond: false, time.Hour: true} {
+		synctest.Test(t, func(t *testing.T) {
+			c := &clockwork{allow: true, slow: slow}
+			w, err := auth.NewWebhook(auth.WebhookConfig{URL: "https://service.test", Logger: slog.New(slog.DiscardHandler), AtOnce: 10})
+			if err != nil {
+				t.Fatal(err)
+			}
+			auth.SetTransport(w, c)
+			who, ctx := &auth.Identity{Subject: "7"}, context.Background()
+			var all sync.WaitGroup
+			for i := range 20 { // the second half gets its turn after 700 ms, and has 300
+				all.Go(func() { w.Authorize(ctx, who, fmt.Sprint("t", i)) })
+			}
+			all.Wait()
+			if slow < time.Second && c.count() != 20 {
+				t.Errorf("asked %d times", c.count())
+			}
+			c.set(true, nil, 0)
+			if err := w.Authorize(ctx, who, "a"); (err != nil) != shut {
+				t.Errorf("a service that takes %v: after a crowd: %v", slow, err)
+			}
+		})
+	}
 }
 
 // One who gives up does not take the answer from the others.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -19,6 +20,9 @@ const (
 	// reviewsAtOnce is how many subscriptions of one session are held to a newer token at once: an Authorizer may have to
 	// ask somebody.
 	reviewsAtOnce = 16
+	// reviewPause is the longest pause before what could not be decided is tried again, the first time; it doubles, up to
+	// reviewMaxPause: seldom enough for a service that is in trouble, and often enough within the minutes of a token's life.
+	reviewPause, reviewMaxPause = time.Second, 15 * time.Second
 )
 
 // ended is the error that ends a connection with a close code.
@@ -103,10 +107,13 @@ func (s *session) authenticate(ctx context.Context, token string) error {
 	if b.cfg.Verifier == nil {
 		return nil // accepted as it is
 	}
-	who, err := b.verify(ctx, token)
 	s.mu.Lock()
 	before := s.who
 	s.mu.Unlock()
+	if before != nil && !s.mayRenew() {
+		return &wire.Error{Code: wire.CodeTooMany, Message: fmt.Sprintf("a token can be renewed every %v; the last one stands until it expires", renewEvery)}
+	}
+	who, err := b.verify(ctx, token)
 	switch {
 	case errors.Is(err, auth.ErrRefused):
 		return because(wire.CloseUnauthorized, err)
@@ -122,8 +129,7 @@ func (s *session) authenticate(ctx context.Context, token string) error {
 	case who.Subject != before.Subject:
 		return because(wire.CloseUnauthorized, errors.New("it is of another subject than the last one"))
 	default:
-		s.renew(who)
-		s.review(ctx, who)
+		s.prolong(who)
 	}
 	return nil
 }
@@ -141,10 +147,30 @@ func (s *session) admit(who *auth.Identity) error {
 func (s *session) renew(who *auth.Identity) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.who, s.until = who, time.Time{}
-	if !who.Expires.IsZero() {
-		s.until = who.Expires.Add(s.b.cfg.AuthGrace)
+	s.who, s.until = who, s.b.lasts(who)
+	if !s.until.IsZero() {
 		s.overdue = because(wire.CloseUnauthorized, errors.New("it has expired")).code
+	}
+}
+
+// prolong lets the session go on with a newer token, and holds its subscriptions to that.
+func (s *session) prolong(who *auth.Identity) {
+	s.mu.Lock()
+	before := s.who
+	s.mu.Unlock()
+	s.renew(who)
+	_, byClaims := s.b.cfg.Authorizer.(auth.Claims)
+	alike := byClaims && slices.EqualFunc(before.Topics, who.Topics, auth.Pattern.Equal)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, sub := range s.subs {
+		if alike && sub.granted == before {
+			sub.granted = who
+		}
+	}
+	if !s.reviewing {
+		s.reviewing = true
+		s.b.spawn(func(ctx context.Context) { s.review(ctx, 0) }) // ends after one look at each subscription
 	}
 }
 
@@ -179,26 +205,76 @@ func (b *Broadcaster) allowed(ctx context.Context, who *auth.Identity, topic str
 	return &wire.Error{Code: wire.CodeUnavailable, Message: "whether this topic may be read cannot be decided now; subscribe again in a moment"}
 }
 
-// review holds the subscriptions of a session to a newer token, and ends those that it does not allow.
-func (s *session) review(ctx context.Context, who *auth.Identity) {
-	s.mu.Lock()
-	subs := make([]*subscription, 0, len(s.subs))
-	for _, sub := range s.subs {
-		subs = append(subs, sub)
+// review holds the subscriptions of a session to its newest token, and ends those that it does not allow. What cannot be
+// decided goes on for as long as the last token that was decided about, and is tried again; then it ends, too. So no number of
+// newer tokens prolongs anything while nobody can say what they allow. tried counts the attempts before this one. There is one
+// review of a session at a time: while s.reviewing.
+func (s *session) review(ctx context.Context, tried int) {
+	for {
+		s.mu.Lock()
+		who := s.who
+		var subs []*subscription
+		for _, sub := range s.subs {
+			if sub.granted != who {
+				subs = append(subs, sub)
+			}
+		}
+		if s.closed || len(subs) == 0 {
+			s.reviewing = false
+			s.mu.Unlock()
+			return
+		}
+		s.mu.Unlock()
+		if undecided, next := s.hold(ctx, who, subs); undecided {
+			pause := jitter(min(reviewPause<<min(tried, 10), reviewMaxPause))
+			if !next.IsZero() {
+				pause = min(pause, max(0, time.Until(next)))
+			}
+			s.b.after(max(pause, time.Millisecond), func() { s.review(s.b.ctx, tried+1) })
+			return
+		}
+		tried = 0 // those that are left are of a token that has come meanwhile
 	}
-	s.mu.Unlock()
+}
+
+// hold asks about each of some subscriptions whether a token allows it. next is when the first of those ends that cannot be
+// decided about; zero: never.
+func (s *session) hold(ctx context.Context, who *auth.Identity, subs []*subscription) (undecided bool, next time.Time) {
 	var all sync.WaitGroup
 	turns := make(chan struct{}, reviewsAtOnce)
 	for _, sub := range subs {
 		turns <- struct{}{}
 		all.Go(func() { // waited for below
 			defer func() { <-turns }()
-			if refusal := s.b.allowed(ctx, who, sub.t.name); refusal != nil {
+			refusal := s.b.allowed(ctx, who, sub.t.name)
+			s.mu.Lock()
+			if refusal == nil {
+				sub.granted = who
+			}
+			until := s.b.lasts(sub.granted)
+			last := !until.IsZero() && !time.Now().Before(until)
+			wait := refusal != nil && refusal.Code != wire.CodeForbidden && !last && sub.state != subEnded
+			if wait {
+				if undecided = true; !until.IsZero() && (next.IsZero() || until.Before(next)) {
+					next = until
+				}
+			}
+			s.mu.Unlock()
+			if refusal != nil && !wait {
 				s.b.revoke(sub, refusal)
 			}
 		})
 	}
 	all.Wait()
+	return undecided, next
+}
+
+// lasts is until when a session or a subscription may go on with a token; zero: for ever.
+func (b *Broadcaster) lasts(who *auth.Identity) time.Time {
+	if who.Expires.IsZero() {
+		return time.Time{}
+	}
+	return who.Expires.Add(b.cfg.AuthGrace)
 }
 
 // revoke ends a subscription that may not go on, and says so to the client.

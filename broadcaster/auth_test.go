@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/coder/websocket"
+	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/commitcast/commitcast/auth"
 	"github.com/commitcast/commitcast/auth/token"
@@ -138,7 +139,9 @@ func TestWaysOfATokenIn(t *testing.T) {
 // Before its token, a client hears nothing and can ask for nothing, and not for long.
 func TestUnauthenticatedClients(t *testing.T) {
 	r, _ := newAuthRig(t, broadcaster.Config{AuthTimeout: 300 * time.Millisecond, Heartbeat: 50 * time.Millisecond})
-	for _, send := range []string{`{"op":"subscribe","topic":"news"}`, `{"op":"unsubscribe","topic":"news"}`} {
+	// Nor is it worth an answer what it does wrong.
+	for _, send := range []string{`{"op":"subscribe","topic":"news"}`, `{"op":"unsubscribe","topic":"news"}`, `nonsense`, `{}`, `{"op":"x"}`, `{"op":"auth"}`,
+		`{"op":"auth","token":7}`, `{"op":"subscribe","topic":"?"}`, "{\n}"} {
 		c := open(t, r.URL, nil)
 		c.Send(send)
 		m, err := c.Read(10 * time.Second)
@@ -159,16 +162,16 @@ func TestRefresh(t *testing.T) {
 	r := newRig(t, nil, broadcaster.Config{Verifier: plain{}, AuthGrace: 200 * time.Millisecond, Heartbeat: 50 * time.Millisecond})
 	c := open(t, r.URL, nil)
 	began := time.Now()
-	c.Auth(plainToken("7", time.Second, "news", "market:*"))
+	c.Auth(plainToken("7", 2*time.Second, "news", "market:*"))
 	for i, topic := range []string{"news", "market:1", "market:2"} {
 		c.Subscribe(i+1, topic, "")
 		c.Expect("subscribed")
 	}
-	c.Send(fmt.Sprintf(`{"op":"auth","token":%q}`, plainToken("7", 2*time.Second, "news", "market:1")))
+	c.Send(fmt.Sprintf(`{"op":"auth","token":%q}`, plainToken("7", 6*time.Second, "news", "market:1")))
 	if m := c.Expect("error"); m.Code != "forbidden" || m.ID != 3 {
 		t.Errorf("%+v", m)
 	}
-	for n := int64(1); time.Since(began) < 1500*time.Millisecond; n++ { // beyond the first token and its grace
+	for n := int64(1); time.Since(began) < 2700*time.Millisecond; n++ { // beyond the first token and its grace
 		r.commit("market:2", 1)
 		r.commit("news", 1)
 		c.ExpectEvents("news", n, n)
@@ -180,7 +183,7 @@ func TestRefresh(t *testing.T) {
 	if reason := c.ExpectClose(4401); !strings.Contains(reason, "expired") {
 		t.Errorf("reason %q", reason)
 	}
-	if d := time.Since(began); d < 2*time.Second {
+	if d := time.Since(began); d < 6*time.Second {
 		t.Errorf("closed after %v", d)
 	}
 
@@ -198,6 +201,115 @@ func TestRefresh(t *testing.T) {
 	}
 	if _, err := e.next(); err != io.EOF {
 		t.Errorf("after that: %v", err)
+	}
+}
+
+// fate is a Verifier of plain tokens and an Authorizer whose answers a test changes.
+type fate struct {
+	plain
+	*switchboard
+}
+
+func (f fate) Verify(ctx context.Context, token string) (*auth.Identity, error) {
+	return f.plain.Verify(ctx, token)
+}
+
+func (s *switchboard) times(topic string) int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.asked[topic]
+}
+
+// While nobody can decide what a newer token allows, subscriptions go on, but not beyond the last token that was decided
+// about, however often the client renews; it is asked again, and what is decided then counts.
+func TestRefreshUndecided(t *testing.T) {
+	s := &switchboard{}
+	r := newRig(t, nil, broadcaster.Config{Verifier: fate{switchboard: s}, Authorizer: s, AuthGrace: 200 * time.Millisecond, Heartbeat: 50 * time.Millisecond})
+	begin := func() (c *testkit.Client, until time.Time) {
+		s.set(nil, "a", nil)
+		s.set(nil, "b", nil)
+		c = open(t, r.URL, nil)
+		until = time.Now().Add(4 * time.Second)
+		c.Auth(plainToken("7", time.Until(until), "**"))
+		for i, topic := range []string{"a", "b"} {
+			c.Subscribe(i+1, topic, "")
+			c.Expect("subscribed")
+		}
+		for range 3 {
+			s.set(nil, "a", errors.New("away"))
+			asked := s.times("a")
+			c.Send(fmt.Sprintf(`{"op":"auth","token":%q}`, plainToken("7", time.Hour, "**")))
+			testkit.Eventually(t, 10*time.Second, func() bool { return s.times("a") > asked }, "it is asked about")
+		}
+		r.commit("a", 1)
+		r.commit("b", 1)
+		for range 2 { // both go on
+			c.Expect("event")
+		}
+		return c, until
+	}
+
+	c, until := begin()
+	if m := c.Expect("error"); m.Code != "unavailable" || m.ID != 1 {
+		t.Errorf("%+v", m)
+	}
+	if early := time.Until(until); early > 0 {
+		t.Errorf("it ended %v before the last token that was decided about", early)
+	}
+	r.commit("a", 1)
+	r.commit("b", 1)
+	if m := c.Expect("event"); m.Topic != "b" {
+		t.Errorf("%+v", m)
+	}
+	s.set(nil, "a", nil)
+	c.Subscribe(3, "a", "")
+	c.Expect("subscribed")
+
+	c, until = begin()
+	s.set(nil, "a", nil)
+	for time.Until(until) > -500*time.Millisecond { // beyond the first token and its grace
+		r.commit("a", 1)
+		if m := c.Expect("event"); m.Topic != "a" {
+			t.Fatalf("%+v", m)
+		}
+	}
+
+	c, _ = begin()
+	s.set(nil, "a", fmt.Errorf("%w: no more", auth.ErrForbidden))
+	if m := c.Expect("error"); m.Code != "forbidden" || m.ID != 1 {
+		t.Errorf("%+v", m)
+	}
+}
+
+// Who renews too often is told so, and goes on with what it has.
+func TestRenewalsAreLimited(t *testing.T) {
+	registry := prometheus.NewRegistry()
+	r := newRig(t, nil, broadcaster.Config{Verifier: plain{}, Registerer: registry})
+	c := open(t, r.URL, nil)
+	c.Auth(plainToken("7", time.Hour, "news"))
+	c.Subscribe(1, "news", "")
+	c.Expect("subscribed")
+	for i := range 50 {
+		c.Send(fmt.Sprintf(`{"op":"auth","id":%d,"token":%q}`, 100+i, plainToken("7", time.Hour, "news")))
+	}
+	if m := c.Expect("error"); m.Code != "too_many" || m.ID != 105 {
+		t.Errorf("%+v", m)
+	}
+	if hits(t, registry, "renewals") == 0 {
+		t.Error("the metric does not say so")
+	}
+	r.commit("news", 1)
+	for {
+		m, err := c.Read(10 * time.Second)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if m.Op == "event" {
+			break
+		}
+		if m.Op != "error" && m.Op != "heartbeat" {
+			t.Errorf("%+v", m)
+		}
 	}
 }
 

@@ -65,8 +65,13 @@ type Config struct {
 	// MaxRequests is how many requests a second of one connection are read, beyond a burst that its subscriptions fit
 	// into twice. What comes faster waits. Default 50.
 	MaxRequests int
-	// MaxReplays is how many subscriptions of one connection are read for at once that are behind. Default 4.
+	// MaxReplays is how many subscriptions of one connection, and of all connections of one user, are read for at once that are
+	// behind. Default 4.
 	MaxReplays int
+	// MaxReplayRate is how many events a second are read for all subscriptions of one user that are behind, beyond five times
+	// as many at once; more wait. Default 2,000: ten screens of 20 topics, each 50 events behind, come back at once. Not while
+	// authentication is off.
+	MaxReplayRate int
 	// TrustedHops is how many proxies in a row stand before this server and add to X-Forwarded-For: 1 for one. Default 0:
 	// the header is not looked at.
 	TrustedHops int
@@ -102,6 +107,7 @@ func (c Config) withDefaults() (Config, error) {
 	setDefault(&c.MaxPerUser, 200)
 	setDefault(&c.MaxRequests, 50)
 	setDefault(&c.MaxReplays, 4)
+	setDefault(&c.MaxReplayRate, 2_000)
 	if c.Hosts == nil && c.Verifier == nil {
 		c.Hosts = []string{}
 	}
@@ -120,7 +126,7 @@ func (c Config) withDefaults() (Config, error) {
 		"MaxConnections": int64(c.MaxConnections), "MaxSubscriptions": int64(c.MaxSubscriptions),
 		"WriteTimeout": int64(c.WriteTimeout), "AuthTimeout": int64(c.AuthTimeout), "AuthGrace": int64(c.AuthGrace), "ResetSpread": int64(c.ResetSpread), "Drain": int64(c.Drain),
 		"MaxPerAddress": int64(c.MaxPerAddress), "MaxPerUser": int64(c.MaxPerUser), "MaxRequests": int64(c.MaxRequests),
-		"MaxReplays": int64(c.MaxReplays), "TrustedHops": int64(c.TrustedHops)} {
+		"MaxReplays": int64(c.MaxReplays), "MaxReplayRate": int64(c.MaxReplayRate), "TrustedHops": int64(c.TrustedHops)} {
 		if v < 0 {
 			return c, fmt.Errorf("broadcaster: Config.%s is negative", name)
 		}
@@ -160,7 +166,7 @@ type Broadcaster struct {
 	draining   bool
 	held       bool                 // an operator has drained it
 	perAddress map[netip.Prefix]int // connections
-	perUser    map[string]int
+	users      map[string]*user
 
 	pushUp     atomic.Bool // the stream's subscription is live
 	pushTried  atomic.Bool // it has been down: do not wait for it
@@ -189,7 +195,7 @@ func New(j Journal, s stream.Stream, cfg Config) (*Broadcaster, error) {
 		topics:     make(map[string]*topic),
 		sessions:   make(map[*session]struct{}),
 		perAddress: make(map[netip.Prefix]int),
-		perUser:    make(map[string]int),
+		users:      make(map[string]*user),
 		ready:      make(chan struct{}),
 	}
 	b.undecided.Interval = 10 * time.Second
@@ -246,6 +252,7 @@ func (b *Broadcaster) keepTime(ctx context.Context) {
 			if now.Sub(sweep) > topicLinger/3 {
 				sweep = now
 				b.sweepTopics(now)
+				b.sweepUsers(now)
 			}
 		}
 	}

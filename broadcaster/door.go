@@ -16,6 +16,11 @@ import (
 // door is what every request passes before anything is done for it.
 func (b *Broadcaster) door(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		// What is answered is the end of a connection: nobody who was turned away keeps its place. An upgrade says otherwise,
+		// and so does what another request follows.
+		if r.ProtoMajor == 1 {
+			w.Header().Set("Connection", "close")
+		}
 		switch {
 		case !b.answersTo(r.Host):
 			// A name that somebody else points here: their page would be of the same origin (DNS rebinding).
@@ -24,7 +29,6 @@ func (b *Broadcaster) door(next http.Handler) http.Handler {
 			b.shut(w, "token_in_url", http.StatusBadRequest, wire.CodeBadRequest, "a token must not be in an address, where logs and histories keep it: "+
 				`send it in the frame "auth", or in the header Authorization; take this one out of use`)
 		case r.ContentLength != 0:
-			w.Header().Set("Connection", "close") // nothing of it is read
 			b.shut(w, "body", http.StatusBadRequest, wire.CodeBadRequest, "no request here has a body")
 		default:
 			next.ServeHTTP(w, r)

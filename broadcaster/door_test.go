@@ -2,7 +2,10 @@ package broadcaster_test
 
 import (
 	"bufio"
+	"bytes"
+	"context"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -14,6 +17,7 @@ import (
 	"github.com/coder/websocket"
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/commitcast/commitcast/auth"
 	"github.com/commitcast/commitcast/broadcaster"
 	"github.com/commitcast/commitcast/internal/testkit"
 	"github.com/commitcast/commitcast/wire"
@@ -179,6 +183,112 @@ func TestBodyIsNotRead(t *testing.T) {
 	}
 }
 
+// Who is turned away keeps no connection.
+func TestTurnedAwayIsClosed(t *testing.T) {
+	r := newRig(t, nil, broadcaster.Config{Verifier: plain{}, MaxPerUser: 1, Hosts: []string{"live.test"}})
+	open(t, r.URL, &websocket.DialOptions{HTTPHeader: bearer(plainToken("7", time.Hour, "**"))}).Expect("hello")
+	for _, c := range []struct{ status, request string }{
+		{"421", "GET /v1/ws HTTP/1.1\r\nHost: evil.test\r\n"},
+		{"403", "GET /v1/ws HTTP/1.1\r\nHost: live.test\r\nOrigin: https://evil.test\r\n"},
+		{"400", "GET /v1/ws?token=x HTTP/1.1\r\nHost: live.test\r\n"},
+		{"404", "GET /nothing HTTP/1.1\r\nHost: live.test\r\n"},
+		{"405", "DELETE /v1/ws HTTP/1.1\r\nHost: live.test\r\n"},
+		{"426", "GET /v1/ws HTTP/1.1\r\nHost: live.test\r\n"},
+		{"401", "GET /v1/topics/a/events HTTP/1.1\r\nHost: live.test\r\n"},
+		{"503", "GET /v1/ws HTTP/1.1\r\nHost: live.test\r\nAuthorization: Bearer " + plainToken("7", time.Hour, "**") + "\r\n"},
+	} {
+		conn, answer := raw(t, r.URL)
+		fmt.Fprint(conn, c.request, "\r\n")
+		text, err := io.ReadAll(answer) // to the end of the connection
+		if err != nil || !strings.HasPrefix(string(text), "HTTP/1.1 "+c.status) {
+			t.Errorf("%q: %.60q %v", c.request, text, err)
+		}
+	}
+	conn, answer := raw(t, r.URL) // but who asks whether it may ask, asks then
+	for range 2 {
+		fmt.Fprint(conn, "OPTIONS /v1/topics/a/events HTTP/1.1\r\nHost: live.test\r\nOrigin: http://live.test\r\n\r\n")
+		resp, err := http.ReadResponse(answer, nil)
+		if err != nil || resp.StatusCode != 204 || resp.Close {
+			t.Fatalf("%+v %v", resp, err)
+		}
+	}
+}
+
+// Frames that hold nothing are not read without end, while a message in as many frames as bytes is one.
+func TestFramesWithoutEnd(t *testing.T) {
+	registry := prometheus.NewRegistry()
+	r := newRig(t, nil, broadcaster.Config{Registerer: registry})
+	upgrade := func() (net.Conn, *bufio.Reader) {
+		c, answer := raw(t, r.URL)
+		fmt.Fprint(c, "GET /v1/ws HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n")
+		if resp, err := http.ReadResponse(answer, nil); err != nil || resp.StatusCode != 101 {
+			t.Fatalf("%+v %v", resp, err)
+		}
+		return c, answer
+	}
+	frame := func(answer *bufio.Reader) (op byte, payload []byte) {
+		head := make([]byte, 2)
+		if _, err := io.ReadFull(answer, head); err != nil {
+			t.Fatal(err)
+		}
+		n := int(head[1])
+		if n == 126 {
+			more := make([]byte, 2)
+			io.ReadFull(answer, more)
+			n = int(more[0])<<8 | int(more[1])
+		}
+		payload = make([]byte, n)
+		io.ReadFull(answer, payload)
+		return head[0] & 0xf, payload
+	}
+	flooder, said := upgrade()
+	go func() { // ends with the connection
+		flooder.Write([]byte{0x01, 0x80, 0, 0, 0, 0}) // text, to be continued
+		nothing := bytes.Repeat([]byte{0x00, 0x80, 0, 0, 0, 0}, 100)
+		for {
+			if _, err := flooder.Write(nothing); err != nil {
+				return
+			}
+		}
+	}()
+	for {
+		op, payload := frame(said)
+		if op == 8 {
+			if code := int(payload[0])<<8 | int(payload[1]); code != 4429 {
+				t.Errorf("closed with %d %s", code, payload[2:])
+			}
+			break
+		}
+	}
+	if n := hits(t, registry, "frames"); n != 1 {
+		t.Errorf("the metric says %v", n)
+	}
+
+	c, answer := upgrade()
+	text := []byte(fmt.Sprintf(`{"op":"subscribe","topic":"a","pad":%q}`, strings.Repeat("x", 8000)))
+	for range 3 {
+		op := byte(0x01)
+		var all []byte
+		for i, b := range text {
+			if i == len(text)-1 {
+				op |= 0x80
+			}
+			all = append(all, op, 0x81, 0, 0, 0, 0, b)
+			op = 0
+		}
+		if _, err := c.Write(all); err != nil {
+			t.Fatal(err)
+		}
+		for {
+			if op, payload := frame(answer); op == 8 {
+				t.Fatalf("closed: %q", payload)
+			} else if strings.Contains(string(payload), `"subscribed"`) || strings.Contains(string(payload), `"already_subscribed"`) {
+				break
+			}
+		}
+	}
+}
+
 // The server's time for a request does not end a stream of events.
 func TestEventsOutliveTheRequestTimeout(t *testing.T) {
 	r := newRig(t, nil, broadcaster.Config{Heartbeat: 100 * time.Millisecond})
@@ -276,6 +386,30 @@ func TestConnectionLimits(t *testing.T) {
 	testkit.Eventually(t, 10*time.Second, func() bool {
 		c, _ := dial(from("192.0.2.1", "7"))
 		return c != nil
+	}, "the place is free")
+}
+
+// nobody is a Verifier that takes each token for one of nobody in particular.
+type nobody struct{}
+
+func (nobody) Verify(context.Context, string) (*auth.Identity, error) { return &auth.Identity{}, nil }
+
+// Tokens without a subject are those of one user.
+func TestNobodysConnections(t *testing.T) {
+	r := newRig(t, nil, broadcaster.Config{Verifier: nobody{}, MaxPerUser: 2})
+	first := open(t, r.URL, nil)
+	first.Auth("x")
+	open(t, r.URL, nil).Auth("y")
+	late := open(t, r.URL, nil)
+	late.Send(`{"op":"auth","token":"z"}`)
+	late.ExpectClose(1013)
+	if status, _, body := answerOf(t, r.events("a"), bearer("z")); status != 503 {
+		t.Errorf("%d %s", status, body)
+	}
+	first.WS.CloseNow()
+	testkit.Eventually(t, 10*time.Second, func() bool {
+		status, _, _ := answerOf(t, r.events("a"), bearer("z"))
+		return status == 403 // it may read nothing, but come in
 	}, "the place is free")
 }
 
@@ -460,6 +594,118 @@ func TestReplayBomb(t *testing.T) {
 		t.Errorf("%d reads at once for one client", most.Load())
 	}
 	if hits(t, registry, "replays") == 0 {
+		t.Error("the metric does not say so")
+	}
+}
+
+// A client that asks for much of the past and takes none of it holds a few pages of it, not one for each subscription; when
+// it reads after all, everything comes.
+func TestReplaysThatAreNotTaken(t *testing.T) {
+	registry := prometheus.NewRegistry()
+	r := newRig(t, nil, broadcaster.Config{LogEvents: 4, MaxReplays: 2, WriteTimeout: time.Minute, Registerer: registry})
+	const topics, events = 30, 600
+	for i := range topics {
+		r.commit(fmt.Sprint("a", i), events)
+		r.commit(fmt.Sprint("b", i), events)
+	}
+	read := func() (n float64) {
+		families, err := registry.Gather()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, f := range families {
+			if f.GetName() == "commitcast_broadcaster_events_replayed_total" {
+				for _, m := range f.GetMetric() {
+					n += m.GetCounter().GetValue()
+				}
+			}
+		}
+		return n
+	}
+	take := func(c *testkit.Client) {
+		next := map[string]int64{}
+		for total := 0; total < topics*events; {
+			m, err := c.Read(30 * time.Second)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if m.Op != "event" {
+				continue
+			}
+			if next[m.Topic]++; m.Offset != next[m.Topic] {
+				t.Fatalf("%s: offset %d, want %d", m.Topic, m.Offset, next[m.Topic])
+			}
+			total++
+		}
+	}
+	small := &http.Transport{DialContext: func(ctx context.Context, network, addr string) (net.Conn, error) {
+		c, err := (&net.Dialer{}).DialContext(ctx, network, addr)
+		if err == nil {
+			err = c.(*net.TCPConn).SetReadBuffer(4 << 10)
+		}
+		return c, err
+	}}
+	stalled, _, err := testkit.Open(t, r.URL, &websocket.DialOptions{HTTPClient: &http.Client{Transport: small}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	neighbour := testkit.Dial(t, r.URL)
+	for i := range topics {
+		stalled.Subscribe(i, fmt.Sprint("a", i), r.cursor(0))
+	}
+	for i := range topics {
+		neighbour.Subscribe(i, fmt.Sprint("b", i), r.cursor(0))
+	}
+	take(neighbour) // as long as that takes, the other could have read as much
+	if n := read() - topics*events; n > topics*events/2 {
+		t.Errorf("%v events were read for a client that takes none, of %d", n, topics*events)
+	}
+	take(stalled)
+}
+
+// One user is read for at a rate, beyond a burst, over all of its connections; another one does not wait for it.
+func TestReplayBudget(t *testing.T) {
+	registry := prometheus.NewRegistry()
+	r := newRig(t, nil, broadcaster.Config{Verifier: plain{}, LogEvents: 4, MaxReplayRate: 400, Registerer: registry})
+	const topics, events = 20, 200
+	for i := range topics {
+		r.commit(fmt.Sprint("t", i), events)
+	}
+	dial := func(subject string) *testkit.Client {
+		c := open(t, r.URL, nil)
+		c.Auth(plainToken(subject, time.Hour, "**"))
+		return c
+	}
+	take := func(c *testkit.Client, n int) {
+		for n > 0 {
+			m, err := c.Read(30 * time.Second)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if m.Op == "event" {
+				n--
+			}
+		}
+	}
+	began := time.Now()
+	for half := range 2 { // the second connection comes when the first one is gone
+		c := dial("7")
+		for i := range topics / 2 {
+			c.Subscribe(i, fmt.Sprint("t", half*topics/2+i), r.cursor(0))
+		}
+		if half == 1 {
+			other := dial("8")
+			other.Subscribe(1, "t0", r.cursor(0))
+			take(other, events)
+		}
+		take(c, topics/2*events)
+		c.WS.CloseNow()
+	}
+	// 4,000 events, less a burst of 2,000, less what may be under way when the budget is gone.
+	if d := time.Since(began); d < 2*time.Second {
+		t.Errorf("all was read within %v", d)
+	}
+	if hits(t, registry, "replay_rate") == 0 {
 		t.Error("the metric does not say so")
 	}
 }

@@ -56,7 +56,7 @@ func (b *Broadcaster) serveWS(w http.ResponseWriter, r *http.Request) {
 				b.log.Error("serving a client panicked", "panic", p, "stack", string(debug.Stack()))
 			}
 		}()
-		s.serve(ctx, sock.ws, who)
+		s.serve(ctx, sock, who)
 	}) {
 		s.end()
 	}

@@ -4,13 +4,16 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"net/http"
+	"slices"
 	"sync"
 	"time"
 
 	"golang.org/x/time/rate"
 
 	"github.com/commitcast/commitcast/auth"
+	"github.com/commitcast/commitcast/stream"
 	"github.com/commitcast/commitcast/wire"
 )
 
@@ -18,6 +21,11 @@ const (
 	// pingRate and pingBurst are how many pings of a client are answered, a second and at once. A client that means well
 	// sends one every few seconds; heartbeats make even those unnecessary.
 	pingRate, pingBurst = 5, 50
+	// renewEvery and renewBurst are how often a connection may bring a newer token: each has its signature checked, and may
+	// cost a question about each subscription. A token lives for minutes.
+	renewEvery, renewBurst = 5 * time.Second, 5
+	// replaySeconds is how many seconds of Config.MaxReplayRate a user may have at once.
+	replaySeconds = 5
 	// comeBack is how long those who are turned away are told to wait at least, and half of what they may wait.
 	comeBack = 2 * time.Second
 )
@@ -32,7 +40,10 @@ const (
 	limitRefusals      = "refusals"
 	limitPings         = "pings"
 	limitReplays       = "replays"
+	limitReplayRate    = "replay_rate"
 	limitMessage       = "message_size"
+	limitFrames        = "frames"
+	limitRenewals      = "renewals"
 )
 
 // full says why one more session cannot be taken; "" if it can. Called with mu held.
@@ -84,21 +95,18 @@ func (b *Broadcaster) hit(limit string) {
 // overloaded is the end of a connection that is one too many.
 func overloaded(why string) ended { return because(wire.CloseOverload, errors.New(why)) }
 
-// count takes a place for a client among the connections of its user.
+// count takes a place for a client among the connections of its user. Those of tokens without a subject are one user.
 func (s *session) count(who *auth.Identity) error {
 	b := s.b
-	if who.Subject == "" {
-		return nil
-	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if b.perUser[who.Subject] >= b.cfg.MaxPerUser {
+	if u := b.users[who.Subject]; u != nil && u.connections >= b.cfg.MaxPerUser {
 		b.hit(limitUser)
 		return overloaded("too many connections of this user")
 	}
 	if _, in := b.sessions[s]; in { // not closed meanwhile
-		b.perUser[who.Subject]++
-		s.user = who.Subject
+		b.userOf(who).connections++
+		s.user, s.counted = who.Subject, true
 	}
 	return nil
 }
@@ -107,7 +115,11 @@ func (s *session) count(who *auth.Identity) error {
 func (b *Broadcaster) userFull(who *auth.Identity) bool {
 	b.mu.RLock()
 	defer b.mu.RUnlock()
-	return who != nil && who.Subject != "" && b.perUser[who.Subject] >= b.cfg.MaxPerUser
+	if who == nil {
+		return false
+	}
+	u := b.users[who.Subject]
+	return u != nil && u.connections >= b.cfg.MaxPerUser
 }
 
 // uncount gives places back. Called with mu held.
@@ -117,11 +129,73 @@ func (b *Broadcaster) uncount(s *session) {
 			delete(b.perAddress, s.from)
 		}
 	}
-	if s.user != "" {
-		if b.perUser[s.user]--; b.perUser[s.user] <= 0 {
-			delete(b.perUser, s.user)
+	if s.counted {
+		b.users[s.user].connections-- // it is forgotten later, so that nobody gets a new budget by reconnecting
+	}
+}
+
+// user is what is counted of one subject of tokens, over all its connections.
+type user struct {
+	connections int           // guarded by Broadcaster.mu
+	reads       chan struct{} // replays that are read for
+	budget      *rate.Limiter // of events that are read
+}
+
+// userOf is the user of an identity. Called with mu held.
+func (b *Broadcaster) userOf(who *auth.Identity) *user {
+	u := b.users[who.Subject]
+	if u == nil {
+		u = &user{reads: make(chan struct{}, b.cfg.MaxReplays), budget: rate.NewLimiter(rate.Limit(b.cfg.MaxReplayRate), replaySeconds*b.cfg.MaxReplayRate)}
+		b.users[who.Subject] = u
+	}
+	return u
+}
+
+// sweepUsers forgets users without a connection that have their whole budget again.
+func (b *Broadcaster) sweepUsers(now time.Time) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for name, u := range b.users {
+		if u.connections == 0 && u.budget.TokensAt(now) >= float64(u.budget.Burst()) {
+			delete(b.users, name)
 		}
 	}
+}
+
+// budgeted reads for a replay within the budget of its user: a few reads at once, and so many events a second beyond a burst.
+// One who asks for all of the past, again and again, waits for himself. Without authentication there is nobody to hold to it.
+func (s *session) budgeted(ctx context.Context, who *auth.Identity, read func() (stream.Run, error)) (stream.Run, error) {
+	if who == nil {
+		return read()
+	}
+	s.b.mu.Lock()
+	u := s.b.userOf(who)
+	s.b.mu.Unlock()
+	select {
+	case u.reads <- struct{}{}:
+		defer func() { <-u.reads }()
+	case <-ctx.Done():
+		return stream.Run{}, ctx.Err()
+	}
+	if debt := -u.budget.Tokens(); debt > 0 {
+		s.b.hit(limitReplayRate)
+		timer := time.NewTimer(time.Duration(debt / float64(u.budget.Limit()) * float64(time.Second)))
+		defer timer.Stop()
+		select {
+		case <-timer.C:
+		case <-ctx.Done():
+			return stream.Run{}, ctx.Err()
+		}
+	}
+	s.mu.Lock()
+	gone := s.closed
+	s.mu.Unlock()
+	if gone {
+		return stream.Run{}, net.ErrClosed
+	}
+	run, err := read()
+	u.budget.ReserveN(time.Now(), min(len(run.Frames), u.budget.Burst())) // it is paid by who comes next
+	return run, err
 }
 
 // pace holds back a client that asks faster than Config.MaxRequests: it is not read from meanwhile, so that it costs its
@@ -149,11 +223,11 @@ func (p *pace) wait(ctx context.Context) error {
 	return p.limiter.Wait(ctx)
 }
 
-// pings counts the control frames of a connection. pong says whether one may be answered; a client that sends far too many
+// newPings counts the control frames of a connection. may says whether one may be answered; a client that sends far too many
 // is cut off.
-func (b *Broadcaster) newPings(cut func()) (pong func(context.Context, []byte) bool) {
+func (b *Broadcaster) newPings(cut func()) (may func() bool) {
 	limiter, cut := rate.NewLimiter(pingRate, pingBurst), sync.OnceFunc(cut)
-	return func(context.Context, []byte) bool {
+	return func() bool {
 		if limiter.Allow() {
 			return true
 		}
@@ -163,16 +237,13 @@ func (b *Broadcaster) newPings(cut func()) (pong func(context.Context, []byte) b
 	}
 }
 
-// startReplay begins to read a page for a subscription, or puts it in line: one client with many subscriptions that are
-// behind takes Config.MaxReplays places at most. Called with the session's mu held.
+// startReplay puts a subscription in line for a page of a replay, and begins it if there is a place: one client with many
+// subscriptions that are behind takes Config.MaxReplays places at most. Called with the session's mu held.
 func (s *session) startReplay(sub *subscription) {
-	if s.replays >= s.b.cfg.MaxReplays {
+	s.line = append(s.line, queued{sub, sub.life})
+	if s.advance(); len(s.line) > 0 {
 		s.b.hit(limitReplays)
-		s.line = append(s.line, queued{sub, sub.life})
-		return
 	}
-	s.replays++
-	s.b.replay(sub)
 }
 
 // queued is a subscription that waits for its turn to replay.
@@ -181,12 +252,12 @@ type queued struct {
 	life uint64
 }
 
-// replayEnded gives the place to the next in line. Called without the session's mu, once for each replay begun.
-func (s *session) replayEnded() {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.replays--
-	for len(s.line) > 0 && s.replays < s.b.cfg.MaxReplays {
+// advance gives free places to those in line. A place is taken while a page is read, and for as long as the client has not
+// taken what it brought: so one that reads nothing holds a few pages, however many subscriptions it has. Called with the
+// session's mu held, whenever a place may have become free.
+func (s *session) advance() {
+	s.holding = slices.DeleteFunc(s.holding, func(sub *subscription) bool { return len(sub.chunk) == 0 })
+	for len(s.line) > 0 && s.replays+len(s.holding) < s.b.cfg.MaxReplays {
 		next := s.line[0]
 		s.line[0] = queued{}
 		if s.line = s.line[1:]; len(s.line) == 0 {
@@ -199,8 +270,32 @@ func (s *session) replayEnded() {
 	}
 }
 
+// replayEnded gives the place on: to what was read, until it is written, or to the next in line. Called without the session's
+// mu, once for each replay begun.
+func (s *session) replayEnded(sub *subscription) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.replays--
+	if len(sub.chunk) > 0 && !slices.Contains(s.holding, sub) {
+		s.holding = append(s.holding, sub)
+	}
+	s.advance()
+}
+
 // tooMany is the refusal of a subscription beyond Config.MaxSubscriptions.
 func (b *Broadcaster) tooMany() error {
 	b.hit(limitSubscriptions)
 	return &wire.Error{Code: wire.CodeTooMany, Message: fmt.Sprintf("a connection may have %d subscriptions", b.cfg.MaxSubscriptions)}
+}
+
+// mayRenew reports whether the client may bring one more token now. Called by the session's reader.
+func (s *session) mayRenew() bool {
+	if s.renewed == nil {
+		s.renewed = rate.NewLimiter(rate.Every(renewEvery), renewBurst)
+	}
+	if s.renewed.Allow() {
+		return true
+	}
+	s.b.hit(limitRenewals)
+	return false
 }

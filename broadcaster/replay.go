@@ -146,12 +146,12 @@ func (b *Broadcaster) replay(sub *subscription) {
 	life, who := sub.life, sub.s.who
 	h := hole{place{&sub.t.feed, sub.history}, stream.Channel{Epoch: sub.epoch, Partition: sub.t.partition, Topic: sub.t.name}, sub.cursor}
 	b.spawn(func(ctx context.Context) { // ends after one range
-		defer sub.s.replayEnded()
+		defer sub.s.replayEnded(sub)
 		var run stream.Run
 		var err error
 		switch refusal := b.allowed(ctx, who, sub.t.name); {
 		case refusal == nil:
-			run, err = b.replayer.fetch(ctx, h)
+			run, err = sub.s.budgeted(ctx, who, func() (stream.Run, error) { return b.replayer.fetch(ctx, h) })
 		case refusal.Code == wire.CodeForbidden:
 			b.revoke(sub, refusal)
 			return

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/coder/websocket"
+	"golang.org/x/time/rate"
 
 	"github.com/commitcast/commitcast/auth"
 	"github.com/commitcast/commitcast/wire"
@@ -52,13 +53,17 @@ type session struct {
 	nextBeat time.Time
 	errors   int
 
-	who     *auth.Identity // nil before the client has said who it is, and while authentication is off
-	from    netip.Prefix   // the client's address; not valid: not counted
-	user    string         // whose connection this counts as; guarded by b.mu
-	replays int            // that are under way
-	line    []queued       // those that wait for one of them to end
-	until   time.Time      // when the session ends unless something comes before; zero: never
-	overdue wire.CloseCode // with which it ends then
+	who       *auth.Identity // nil before the client has said who it is, and while authentication is off
+	from      netip.Prefix   // the client's address; not valid: not counted
+	user      string         // whose connection this counts as, if counted; guarded by b.mu
+	counted   bool
+	renewed   *rate.Limiter   // of newer tokens; nil: none has come. Of the reader
+	reviewing bool            // subscriptions are being held to a newer token
+	holding   []*subscription // that have read pages which are not written yet
+	replays   int             // that are under way
+	line      []queued        // those that wait for one of them to end
+	until     time.Time       // when the session ends unless something comes before; zero: never
+	overdue   wire.CloseCode  // with which it ends then
 }
 
 func newSession(b *Broadcaster, to sink, from netip.Prefix) *session {
@@ -77,7 +82,7 @@ func (s *session) hello() {
 
 // serve reads the requests of a WebSocket client until the connection ends. who is nil if the client has yet to say who it
 // is: then nothing is said to it before.
-func (s *session) serve(ctx context.Context, ws *websocket.Conn, who *auth.Identity) {
+func (s *session) serve(ctx context.Context, sock *socket, who *auth.Identity) {
 	defer s.end()
 	switch {
 	case who != nil:
@@ -91,13 +96,19 @@ func (s *session) serve(ctx context.Context, ws *websocket.Conn, who *auth.Ident
 	}
 	pace := s.b.newPace()
 	for {
-		typ, message, err := ws.Read(ctx)
-		if err != nil {
-			if errors.Is(err, websocket.ErrMessageTooBig) {
-				s.b.hit(limitMessage) // coder/websocket has answered with 1009 itself
-			}
+		typ, message, err := sock.ws.Read(ctx)
+		switch {
+		case errors.Is(err, websocket.ErrMessageTooBig):
+			s.b.hit(limitMessage) // coder/websocket has answered with 1009 itself
+			return
+		case err != nil && sock.meter.exceeded():
+			s.b.hit(limitFrames)
+			s.goodbye(because(wire.CloseTooManyErrors, errFrames).code)
+			return
+		case err != nil:
 			return
 		}
+		sock.meter.message()
 		if pace.wait(ctx) != nil { // a message without a request costs one, too
 			return
 		}
@@ -130,6 +141,9 @@ func (s *session) handle(ctx context.Context, line []byte) bool {
 
 // answer does what a request asks for, or refuses it. False ends the connection.
 func (s *session) answer(ctx context.Context, req wire.Request, err error) bool {
+	if err != nil && s.unknown() {
+		err = authFirst // garbage is not worth an answer, nor a place among those that may still say who they are
+	}
 	if err == nil {
 		err = s.do(ctx, req)
 	}
@@ -154,6 +168,16 @@ func (s *session) answer(ctx context.Context, req wire.Request, err error) bool 
 		}
 	}
 	return true
+}
+
+// authFirst ends a connection that asks for something, or for nothing that can be understood, before it has said who it is.
+var authFirst = because(wire.CloseUnauthorized, errors.New("auth comes first"))
+
+// unknown reports whether the client has yet to say who it is.
+func (s *session) unknown() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.who == nil && s.b.cfg.Verifier != nil
 }
 
 // finish closes the connection for a reason that is an ended. One that is not wanted now is told when to come back.
@@ -183,8 +207,8 @@ func (s *session) do(ctx context.Context, req wire.Request) error {
 	s.mu.Lock()
 	who := s.who
 	s.mu.Unlock()
-	if req.Op != wire.OpAuth && who == nil && s.b.cfg.Verifier != nil {
-		return because(wire.CloseUnauthorized, errors.New("auth comes first"))
+	if req.Op != wire.OpAuth && s.unknown() {
+		return authFirst
 	}
 	switch req.Op {
 	case wire.OpAuth:

@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"os"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/coder/websocket"
@@ -34,16 +35,25 @@ const readBuffer, writeBuffer = 1 << 10, 256
 // but a header in front. Both write whole frames with one Write of the connection each, which the runtime keeps
 // apart.
 type socket struct {
-	ws   *websocket.Conn
-	conn net.Conn
+	ws    *websocket.Conn
+	conn  net.Conn
+	meter *meter
 }
 
 var errStalled = errors.New("write made no progress")
 
 // accept upgrades a request. It has answered the client when it fails.
 // The page's origin has been checked: the library does not look at its scheme.
-func accept(w http.ResponseWriter, r *http.Request, pong func(context.Context, []byte) bool) (*socket, error) {
-	capture := &hijackCapture{ResponseWriter: w}
+func accept(w http.ResponseWriter, r *http.Request, mayPing func() bool) (*socket, error) {
+	capture := &hijackCapture{ResponseWriter: w, meter: &meter{}}
+	capture.meter.message()
+	pong := func(_ context.Context, p []byte) bool {
+		ok := mayPing()
+		if ok {
+			capture.meter.forgive(p)
+		}
+		return ok
+	}
 	ws, err := websocket.Accept(capture, r, &websocket.AcceptOptions{
 		Subprotocols:       []string{wire.Protocol},
 		InsecureSkipVerify: true,
@@ -59,7 +69,7 @@ func accept(w http.ResponseWriter, r *http.Request, pong func(context.Context, [
 		tcp.SetWriteBuffer(socketBuffer)
 		tcp.SetKeepAliveConfig(net.KeepAliveConfig{Enable: true, Idle: 30 * time.Second, Interval: 10 * time.Second, Count: 3})
 	}
-	return &socket{ws: ws, conn: capture.conn}, nil
+	return &socket{ws, capture.conn, capture.meter}, nil
 }
 
 // tcpBelow is the TCP connection below TLS and listeners that count; nil if there is none.
@@ -76,20 +86,58 @@ func tcpBelow(c net.Conn) *net.TCPConn {
 	}
 }
 
-// hijackCapture keeps the connection that a handler takes over.
+// hijackCapture keeps the connection that a handler takes over, and has it read through a meter.
 type hijackCapture struct {
 	http.ResponseWriter
-	conn net.Conn
+	conn  net.Conn
+	meter *meter
+}
+
+// WriteHeader ends the connection of a handshake that is refused: the library would ask for another one.
+func (h *hijackCapture) WriteHeader(status int) {
+	if status != http.StatusSwitchingProtocols {
+		h.Header().Set("Connection", "close")
+	}
+	h.ResponseWriter.WriteHeader(status)
 }
 
 func (h *hijackCapture) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 	conn, rw, err := http.NewResponseController(h.ResponseWriter).Hijack()
-	h.conn = conn
+	h.conn, h.meter.Conn = conn, conn
 	if err == nil && rw.Reader.Buffered() == 0 {
 		rw = bufio.NewReadWriter(bufio.NewReaderSize(conn, readBuffer), bufio.NewWriterSize(conn, writeBuffer))
 	}
-	return conn, rw, err
+	return h.meter, rw, err // the library reads from what it is given here, also through rw
 }
+
+// meter bounds what a client sends within one message, in bytes on the wire. The library bounds what a message holds, but
+// reads frames that hold nothing without end.
+type meter struct {
+	net.Conn // read from here; written to without it
+	left     atomic.Int64
+}
+
+// wireFactor is how many times its largest size a message may take on the wire: one frame for each byte takes 7 times.
+const wireFactor = 8
+
+var errFrames = errors.New("frames without end")
+
+func (m *meter) Read(p []byte) (int, error) {
+	n, err := m.Conn.Read(p)
+	if m.left.Add(-int64(n)) < 0 {
+		return 0, errFrames
+	}
+	return n, err
+}
+
+// message begins the next message.
+func (m *meter) message() { m.left.Store(wireFactor * wire.MaxClientFrame) }
+
+// forgive takes a ping or a pong out of the count, which are counted by themselves.
+func (m *meter) forgive(payload []byte) { m.left.Add(int64(6 + len(payload))) } // with header and mask
+
+// exceeded reports whether the client has sent too much.
+func (m *meter) exceeded() bool { return m.left.Load() < 0 }
 
 // writeText sends p[headerRoom:] as one text message.
 func (s *socket) writeText(p []byte, timeout time.Duration) error {

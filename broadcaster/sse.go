@@ -82,9 +82,6 @@ func (b *Broadcaster) serveEvents(w http.ResponseWriter, r *http.Request) {
 	h.Set("Cache-Control", "no-store")
 	h.Set("X-Accel-Buffering", "no") // nginx would hold events back
 	h.Set("X-Content-Type-Options", "nosniff")
-	if r.ProtoMajor == 1 {
-		h.Set("Connection", "close") // the response has no end that another one could follow
-	}
 	if r.Method == http.MethodHead {
 		return
 	}
@@ -319,6 +316,7 @@ func (b *Broadcaster) allowEvents(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	h := w.Header()
+	h.Del("Connection") // it is about to come
 	h.Set("Access-Control-Allow-Methods", "GET, HEAD")
 	h.Set("Access-Control-Allow-Headers", "Authorization, Cache-Control, Last-Event-ID")
 	h.Set("Access-Control-Max-Age", "3600")

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/commitcast/commitcast/auth"
 	"github.com/commitcast/commitcast/wire"
 )
 
@@ -17,6 +18,8 @@ type subscription struct {
 	id    int64 // of the subscribe request
 	dirty bool  // is in s.dirty
 	index int   // in t.subs
+
+	granted *auth.Identity // the last token that was found to allow the topic; nil: authentication is off
 }
 
 // subscribe begins a subscription. The answer comes when it is live.
@@ -37,7 +40,7 @@ func (b *Broadcaster) subscribe(s *session, req wire.Request) error {
 		s.mu.Unlock()
 		return b.tooMany()
 	}
-	sub := &subscription{s: s, id: req.ID, reader: reader{asked: asked}}
+	sub := &subscription{s: s, id: req.ID, granted: s.who, reader: reader{asked: asked}}
 	if s.who != nil {
 		sub.subject = s.who.Subject // a newer token is of the same one
 	}
@@ -66,6 +69,7 @@ func (b *Broadcaster) unsubscribe(s *session, req wire.Request) error {
 func (sub *subscription) endLocked() {
 	sub.end()
 	delete(sub.s.subs, sub.t.name)
+	sub.s.advance()
 }
 
 // collect appends what follows the cursor to a message. more: the budget ended it. Called with the session's mu held.
@@ -83,6 +87,10 @@ func (sub *subscription) collect(p []byte, budget int) (_ []byte, more bool) {
 	case nextEnd:
 		sub.fencedLocked()
 		sub.s.b.spawn(func(context.Context) { sub.s.b.detach(sub) }) // a topic's lock comes before a session's
+	default:
+		if len(sub.s.line) > 0 {
+			sub.s.advance()
+		}
 	}
 	return p, more
 }

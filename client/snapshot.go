@@ -92,5 +92,5 @@ func retryAfter(w *http.Response) time.Duration {
 	if err != nil || seconds < 0 {
 		return 0
 	}
-	return min(time.Duration(seconds)*time.Second, hintCap)
+	return time.Duration(min(seconds, int(hintCap/time.Second))) * time.Second // before it is multiplied: it may be any number
 }

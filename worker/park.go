@@ -13,12 +13,8 @@ import (
 	"github.com/commitcast/commitcast/stream"
 )
 
-var (
-	//go:embed park.sql
-	parkSQL string
-	//go:embed parked.sql
-	parkedSQL string
-)
+//go:embed park.sql
+var parkSQL string
 
 // maxParked bounds the topics of one partition that are set aside. With more, the partition waits: the stream is then
 // in trouble as a whole, and an operator is needed.
@@ -69,7 +65,7 @@ func (p *publisher) park(ctx context.Context, refusals []refusal, others bool) b
 		err = fmt.Errorf("%d topics of the partition are set aside already", len(p.parked))
 	}
 	if err == nil {
-		err = p.w.park(ctx, p.partition, refusals)
+		err = p.ledger.park(ctx, p.partition, refusals)
 	}
 	if err != nil {
 		if p.failures == 0 {
@@ -141,19 +137,13 @@ func (p *publisher) lookForParked(ctx context.Context, runs []run) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, statementTimeout)
 	defer cancel()
-	rows, err := p.w.pool.Query(ctx, parkedSQL, p.partition, among, maxParked)
-	if err == nil {
-		var topic string
-		_, err = pgx.ForEachRow(rows, []any{&topic}, func() error {
-			p.parked[topic] = struct{}{}
-			return nil
-		})
-	}
+	aside, err := p.ledger.parked(ctx, p.partition, among)
 	if err != nil {
-		for _, topic := range among {
-			p.parked[topic] = struct{}{}
-		}
-		return fmt.Errorf("asking which topics are set aside: %w", err)
+		aside = among
+		err = fmt.Errorf("asking which topics are set aside: %w", err)
 	}
-	return nil
+	for _, topic := range aside {
+		p.parked[topic] = struct{}{}
+	}
+	return err
 }

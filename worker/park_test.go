@@ -4,6 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
+	"os"
+	"runtime"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -335,6 +338,81 @@ func TestRedisInTroubleMakesNoDeadLetter(t *testing.T) {
 			t.Errorf("%s: %d topics were set aside", mood.name, n)
 		}
 	}
+}
+
+// What an hour without Redis adds up to, in less time: as often as the waits of a hour allow, the job of a topic that is
+// set aside is put off, and the drain hands its partition on. That costs no attempt and no dead letter, and nothing grows with
+// it but the journal. By default a sixth of the hour; all of it with COMMITCAST_WHOLE_HOUR=1.
+func TestAnHourWithoutRedis(t *testing.T) {
+	t.Parallel()
+	putOff, terms := int(time.Hour/awayMost)/6, 10 // a term lasts for a minute, of which this test makes half a second
+	if os.Getenv("COMMITCAST_WHOLE_HOUR") != "" {
+		putOff, terms = 6*putOff, 6*terms
+	}
+	r := testkit.Redis(t)
+	b := benchOn(t, testkit.Database(t), r.URL())
+	bad, other := topicIn(9, 0), topicIn(9, 1)
+	b.exec(`INSERT INTO commitcast.parked (topic, partition, parked_from, error) VALUES ($1, 9, 1, 'before')`, bad)
+	b.append(bad, `1`)
+	r.Kill()
+	lines := &lineCounter{t: t}
+	b.run(Config{RepublishAttempts: 1, MaxAge: 500 * time.Millisecond, Linger: 100 * time.Millisecond, Logger: slog.New(slog.NewTextHandler(lines, nil))})
+	const termSQL = `SELECT term FROM commitcast.partition WHERE id = 9`
+	b.append(other, `1`)
+	testkit.Eventually(t, 20*time.Second, func() bool { return scalar[int](b, termSQL) > 1 && b.hasJob(bad) && b.job(bad).snoozes > 0 }, "the outage goes on")
+	goroutines, said, events := runtime.NumGoroutine(), lines.n.Load(), int64(1)
+	testkit.Eventually(t, 4*time.Minute, func() error {
+		// River looks every 5 s for jobs whose time has come; here it comes at once.
+		b.exec(`UPDATE commitcast.river_job SET state = 'available', scheduled_at = now() WHERE kind = 'topic_republish' AND state = 'scheduled'`)
+		b.append(other, `1`)
+		events++
+		if j, n := b.job(bad), scalar[int](b, termSQL); j.snoozes < putOff || n < terms {
+			return fmt.Errorf("put off %d times, %d terms", j.snoozes, n)
+		}
+		return nil
+	}, "as much has happened as in the hour")
+	j := b.job(bad)
+	t.Logf("%+v after %d terms, %d events wait, %d lines were logged, %d goroutines more", j, scalar[int](b, termSQL), events, lines.n.Load()-said, runtime.NumGoroutine()-goroutines)
+	if j.errors > 0 || j.attempt > 1 || j.state == "discarded" {
+		t.Errorf("%+v: the outage counts as attempts", j)
+	}
+	if n := lines.n.Load() - said; n > 5 {
+		t.Errorf("%d lines were logged of one outage", n)
+	}
+	if n := scalar[int](b, `SELECT count(*) FROM commitcast.river_job WHERE kind <> 'outbox_drain'`); n > 3 {
+		t.Errorf("%d jobs beside the drains'", n)
+	}
+	if n := scalar[int](b, `SELECT count(*) FROM commitcast.river_job WHERE kind = 'outbox_drain'`) - scalar[int](b, termSQL); n > 2 {
+		t.Errorf("%d drains more than terms", n)
+	}
+	if scalar[bool](b, setAsideSQL, other) || scalar[bool](b, `SELECT EXISTS (SELECT FROM commitcast.dead_letter)`) {
+		t.Error("the outage set a topic aside, or made a dead letter")
+	}
+	if err := r.Start(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	testkit.Eventually(t, 60*time.Second, func() bool {
+		b.exec(`UPDATE commitcast.river_job SET state = 'available', scheduled_at = now() WHERE kind = 'topic_republish' AND state = 'scheduled'`)
+		return !scalar[bool](b, setAsideSQL, bad)
+	}, "what was set aside is published")
+	b.published(20 * time.Second)
+	b.checkStream(b.journal(), fromStart)
+}
+
+// lineCounter counts lines of a log.
+type lineCounter struct {
+	t testing.TB
+	n atomic.Int64
+}
+
+func (c *lineCounter) Write(p []byte) (int, error) {
+	c.n.Add(1)
+	c.t.Logf("%s", p)
+	return len(p), nil
+}
+
+func (b *bench) hasJob(topic string) bool {
+	return scalar[bool](b, `SELECT EXISTS (SELECT FROM commitcast.river_job WHERE kind = 'topic_republish' AND args->>'topic' = $1)`, topic)
 }
 
 // A topic that is set aside without a job gets one.

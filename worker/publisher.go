@@ -32,6 +32,7 @@ const (
 // holds up sequencing. It belongs to one drain.
 type publisher struct {
 	w         *Worker
+	ledger    ledger
 	log       *slog.Logger
 	partition int16
 	in        chan batch    // one may wait while one is being published
@@ -66,7 +67,7 @@ type progress struct {
 
 func newPublisher(w *Worker, log *slog.Logger, partition int16) *publisher {
 	return &publisher{
-		w: w, log: log, partition: partition,
+		w: w, ledger: database{w, w.pool}, log: log, partition: partition,
 		in: make(chan batch, 1), changed: make(chan struct{}, 1), laggards: make(map[string]*laggard),
 		parked: make(map[string]struct{}),
 	}
@@ -319,7 +320,7 @@ func (p *publisher) catchUp(ctx context.Context) {
 
 // refill offers a laggard one piece out of the journal.
 func (p *publisher) refill(ctx context.Context, topic string, l *laggard) error {
-	first, frames, lastSeq, err := p.w.readTopic(ctx, &p.scanner, topic, l.next, l.last)
+	first, frames, lastSeq, err := p.ledger.readTopic(ctx, &p.scanner, topic, l.next, l.last)
 	if err != nil {
 		return err
 	}

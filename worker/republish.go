@@ -24,12 +24,6 @@ var (
 	//go:embed topic.sql
 	topicTemplate string
 	topicSQL      = strings.ReplaceAll(topicTemplate, "{columns}", journal.Columns)
-	//go:embed position.sql
-	positionSQL string
-	//go:embed unpark.sql
-	unparkSQL string
-	//go:embed progress.sql
-	progressSQL string
 	//go:embed attempt.sql
 	attemptSQL string
 	//go:embed redrive.sql
@@ -92,9 +86,10 @@ func (rw *republishWorker) Work(ctx context.Context, job *river.Job[RepublishArg
 		return river.JobCancel(fmt.Errorf("%.144q is not a topic", topic))
 	}
 	r := &republisher{w: w, topic: topic, partition: int16(wire.Partition(topic)), rows: refillRows}
-	var err error
-	if r.alive, err = w.holdJob(ctx, job.ID); err == nil {
-		defer releaseJob(r.alive)
+	alive, err := w.holdJob(ctx, job.ID)
+	if err == nil {
+		defer releaseJob(alive)
+		r.ledger = database{w, alive} // which shows that the job is worked on
 		err = r.run(ctx)
 	}
 	var refused *refusedError
@@ -148,7 +143,7 @@ func (e *refusedError) Unwrap() error { return e.err }
 // takes what fits.
 type republisher struct {
 	w         *Worker
-	alive     *pgx.Conn // shows that the job is worked on
+	ledger    ledger
 	topic     string
 	partition int16
 	scanner   journal.Scanner
@@ -163,7 +158,7 @@ type republisher struct {
 // run publishes up to the head, then ends the topic's being set aside, and then publishes what came meanwhile: events
 // that a drain has skipped before it could know. So an attempt that fails leaves the topic set aside throughout.
 func (r *republisher) run(ctx context.Context) error {
-	at, err := r.position(ctx)
+	at, err := r.ledger.position(ctx, r.topic)
 	parkedFrom := at.parkedFrom
 	switch {
 	case errors.Is(err, pgx.ErrNoRows):
@@ -183,8 +178,8 @@ func (r *republisher) run(ctx context.Context) error {
 	if err := r.offer(ctx, until); err != nil || parkedFrom == nil && at.orderedFrom == nil {
 		return err
 	}
-	if _, err := r.w.pool.Exec(ctx, unparkSQL, r.topic, r.next, parkedFrom != nil); err != nil {
-		return fmt.Errorf("unparking %q: %w", r.topic, err)
+	if err := r.ledger.unpark(ctx, r.topic, r.next, parkedFrom != nil); err != nil {
+		return err
 	}
 	if parkedFrom == nil {
 		r.w.log.InfoContext(ctx, "what was ordered of a topic has been published again", "topic", r.topic, "up to", r.next-1)
@@ -197,24 +192,11 @@ func (r *republisher) run(ctx context.Context) error {
 	return nil
 }
 
-// position is where a topic stands.
-type position struct {
-	epoch                  string // the current one
-	head                   int64
-	parkedFrom             *int64 // from where on it is set aside; nil: it is not
-	orderedFrom, orderedTo *int64 // what an operator wants published again
-}
-
-func (r *republisher) position(ctx context.Context) (p position, err error) {
-	err = r.alive.QueryRow(ctx, positionSQL, r.topic).Scan(&p.epoch, &p.head, &p.parkedFrom, &p.orderedFrom, &p.orderedTo)
-	return p, err
-}
-
 // offer publishes up to the topic's head.
 func (r *republisher) offer(ctx context.Context, until time.Time) error {
 	startAnew := false
 	for refits := 0; ; {
-		at, err := r.position(ctx)
+		at, err := r.ledger.position(ctx, r.topic)
 		if err != nil {
 			return err
 		}
@@ -231,7 +213,7 @@ func (r *republisher) offer(ctx context.Context, until time.Time) error {
 		if r.stopping() || time.Now().After(until) {
 			return errGoOn
 		}
-		first, frames, _, err := r.w.readTopic(ctx, &r.scanner, r.topic, r.next, min(head, r.next+int64(r.rows)-1))
+		first, frames, _, err := r.ledger.readTopic(ctx, &r.scanner, r.topic, r.next, min(head, r.next+int64(r.rows)-1))
 		if err != nil {
 			return err
 		}
@@ -259,8 +241,8 @@ func (r *republisher) offer(ctx context.Context, until time.Time) error {
 		case v == confirmed:
 			r.next, startAnew, refits = o.Last()+1, false, 0
 			// What is done need not be done again by whoever goes on.
-			if _, err := r.w.pool.Exec(ctx, progressSQL, r.topic, r.next, epoch); err != nil {
-				return fmt.Errorf("noting how far %q is: %w", r.topic, err)
+			if err := r.ledger.progress(ctx, r.topic, r.next, epoch); err != nil {
+				return err
 			}
 		case v == refused && len(frames) > 1:
 			r.rows = len(frames) / 2 // up to the event that is refused

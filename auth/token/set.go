@@ -8,7 +8,6 @@ import (
 	"io"
 	"log/slog"
 	"net/http"
-	"net/netip"
 	"net/url"
 	"slices"
 	"strings"
@@ -16,6 +15,8 @@ import (
 	"time"
 
 	"github.com/MicahParks/jwkset"
+
+	"github.com/commitcast/commitcast/auth"
 )
 
 const (
@@ -52,9 +53,8 @@ type set struct {
 }
 
 func newSet(c Config) (*set, error) {
-	u, err := url.Parse(c.JWKSURL)
-	if err != nil || u.Host == "" || u.Scheme != "https" && !(u.Scheme == "http" && onThisMachine(u.Hostname())) {
-		return nil, errors.New("token: the URL of the JWK Set must be https, or http on this machine")
+	if why := auth.CheckURL(c.JWKSURL, c.PlainHTTP); why != "" {
+		return nil, errors.New("token: the URL of the JWK Set " + why)
 	}
 	client := c.Client
 	if client == nil {
@@ -65,11 +65,6 @@ func newSet(c Config) (*set, error) {
 		}
 	}
 	return &set{url: c.JWKSURL, algorithms: c.Algorithms, client: client, log: c.Logger}, nil
-}
-
-func onThisMachine(host string) bool {
-	ip, err := netip.ParseAddr(host)
-	return strings.EqualFold(host, "localhost") || err == nil && ip.IsLoopback()
 }
 
 // keys are those with an id and an algorithm; id "" is any. It fetches the set if that is old, or does not have the id. It is

@@ -32,6 +32,11 @@ type Config struct {
 	Keys []Key
 	// JWKSURL is where the issuer publishes its keys. https, or http on this machine.
 	JWKSURL string
+	// PlainHTTP allows it to be http:// on another machine, where a mesh encrypts, say.
+	PlainHTTP bool
+	// NoSubject accepts tokens without "sub". All of their connections count as those of one user. Default: they are refused,
+	// since nothing else would bound how many connections one client has.
+	NoSubject bool
 	// Audiences: a token must name one of them as "aud". Required, so that a token for another service is of no use here.
 	Audiences []string
 	// Issuer is what "iss" must be. Default: anything.
@@ -171,6 +176,9 @@ func (v *Verifier) identity(token string, claims jwt.MapClaims) (*auth.Identity,
 	if err != nil {
 		return nil, refused("sub is not a string")
 	}
+	if subject == "" && !v.cfg.NoSubject {
+		return nil, refused("it does not say who it is of: sub is missing")
+	}
 	expires, err := claims.GetExpirationTime()
 	if err != nil || expires == nil {
 		return nil, refused("exp is not a time")
@@ -182,14 +190,14 @@ func (v *Verifier) identity(token string, claims jwt.MapClaims) (*auth.Identity,
 		if !ok || len(list) > auth.MaxPatterns {
 			return nil, refused("%s is not an array of at most %d patterns", v.cfg.TopicsClaim, auth.MaxPatterns)
 		}
-		for _, item := range list {
+		for i, item := range list {
 			text, ok := item.(string)
 			if !ok {
 				return nil, refused("%s holds what is not a string", v.cfg.TopicsClaim)
 			}
 			p, err := auth.ParsePattern(text)
-			if err != nil {
-				return nil, refused("%s: %v", v.cfg.TopicsClaim, err)
+			if err != nil { // which quotes the pattern, a part of the token
+				return nil, refused("%s[%d] is no pattern: %v", v.cfg.TopicsClaim, i, errors.Unwrap(err))
 			}
 			patterns = append(patterns, p)
 		}

@@ -27,11 +27,13 @@ type authFlags struct {
 	JWTIssuer      string        `name:"jwt-issuer" env:"COMMITCAST_JWT_ISSUER" placeholder:"ISS" help:"What 'iss' of a token must be (anything)."`
 	JWTLeeway      time.Duration `name:"jwt-leeway" env:"COMMITCAST_JWT_LEEWAY" default:"10s" help:"By how much clocks may differ, at most 5m (${default})."`
 	JWTTopicsClaim string        `name:"jwt-topics-claim" env:"COMMITCAST_JWT_TOPICS_CLAIM" default:"topics" placeholder:"CLAIM" help:"The claim that holds the patterns of topics which the token allows (${default})."`
+	JWTNoSubject   bool          `name:"jwt-without-sub" env:"COMMITCAST_JWT_WITHOUT_SUB" help:"Accept tokens without 'sub'. All their connections count as one user's; see --max-connections-per-user."`
 	AllowTopics    []string      `env:"COMMITCAST_ALLOW_TOPICS" placeholder:"PATTERN" help:"Topics that every good token allows besides, as patterns: market:*, user:{sub}."`
 	AuthorizeURL   string        `name:"authorize-url" env:"COMMITCAST_AUTHORIZE_URL" placeholder:"URL" help:"A service that is asked about each topic, instead of going by the patterns of the token."`
 	AuthorizeFile  string        `name:"authorize-bearer-file" env:"COMMITCAST_AUTHORIZE_BEARER_FILE" placeholder:"FILE" help:"A file with what that service gets as 'Authorization: Bearer'."`
 	AuthorizeWait  time.Duration `name:"authorize-timeout" env:"COMMITCAST_AUTHORIZE_TIMEOUT" default:"1s" help:"How long it may take; then the topic is not allowed (${default})."`
 	AuthorizeTTL   time.Duration `name:"authorize-ttl" env:"COMMITCAST_AUTHORIZE_TTL" default:"30s" help:"How long what it has allowed is remembered (${default})."`
+	AllowPlainHTTP bool          `name:"allow-plain-http" env:"COMMITCAST_ALLOW_PLAIN_HTTP" help:"Let --jwks-url and --authorize-url be http:// on another machine, where something else encrypts what goes there."`
 	AuthGrace      time.Duration `env:"COMMITCAST_AUTH_GRACE" default:"10s" help:"How long a session goes on after its token has expired, for a newer one to arrive (${default})."`
 }
 
@@ -85,7 +87,7 @@ func (f *authFlags) configure(c *broadcaster.Config, log *slog.Logger) error {
 		return nil
 	}
 	config := token.Config{Algorithms: f.JWTAlg, JWKSURL: f.JWKSURL, Audiences: f.JWTAudience, Issuer: f.JWTIssuer,
-		Leeway: f.JWTLeeway, TopicsClaim: f.JWTTopicsClaim, Logger: log}
+		Leeway: f.JWTLeeway, TopicsClaim: f.JWTTopicsClaim, NoSubject: f.JWTNoSubject, PlainHTTP: f.AllowPlainHTTP, Logger: log}
 	if f.JWTLeeway == 0 {
 		config.Leeway = -1 // none
 	}
@@ -111,7 +113,7 @@ func (f *authFlags) configure(c *broadcaster.Config, log *slog.Logger) error {
 	if f.AuthorizeURL == "" {
 		return nil
 	}
-	hook := auth.WebhookConfig{URL: f.AuthorizeURL, Timeout: f.AuthorizeWait, TTL: f.AuthorizeTTL, Logger: log, Registerer: c.Registerer}
+	hook := auth.WebhookConfig{URL: f.AuthorizeURL, PlainHTTP: f.AllowPlainHTTP, Timeout: f.AuthorizeWait, TTL: f.AuthorizeTTL, Logger: log, Registerer: c.Registerer}
 	if f.AuthorizeFile != "" {
 		text, err := readSmall(f.AuthorizeFile)
 		if err != nil {

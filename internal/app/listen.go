@@ -19,6 +19,9 @@ const (
 	tlsReload = 2 * time.Second
 	// requestTimeout is how long a request may take to arrive; headerTimeout, its header.
 	requestTimeout, headerTimeout = 10 * time.Second, 5 * time.Second
+	// idleTimeout is how long a connection may be without a request. Clients have no use for such ones: each answer but one
+	// before a request to come closes its connection, and what HTTP/2 is left with costs a place among the clients'.
+	idleTimeout = 10 * time.Second
 	// maxHeader bounds a header, in bytes: twice the longest token.
 	maxHeader = 16 << 10
 )
@@ -135,7 +138,7 @@ func (c *certificate) config() *tls.Config {
 // newServer has the limits of a client that means well: a request at once, and nothing after it that the server would time.
 func newServer(h http.Handler, log *slog.Logger) *http.Server {
 	return &http.Server{Handler: h, ReadHeaderTimeout: headerTimeout, ReadTimeout: requestTimeout, MaxHeaderBytes: maxHeader,
-		IdleTimeout: time.Minute, ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelDebug)}
+		IdleTimeout: idleTimeout, ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelDebug)}
 }
 
 // tlsFor is how clients are served; nil without TLS.

@@ -97,7 +97,7 @@ var bugs = []bug{
 	},
 	{
 		name: "set-aside-in-memory", about: "a topic that was refused counts as published, and only this process knows that it is not",
-		patches: []patch{{"worker/park.go", "		err = p.w.park(ctx, p.partition, refusals)\n", ""}},
+		patches: []patch{{"worker/park.go", "		err = p.ledger.park(ctx, p.partition, refusals)\n", ""}},
 		faults:  "redis-refuse", caughtAs: []string{"published-unconfirmed"},
 	},
 	{
@@ -205,19 +205,21 @@ var bugs = []bug{
 		standby: true, rounds: 8, caughtAs: []string{"needless-reset"},
 	},
 	{
-		name: "confirmed-twice-published", about: "what was confirmed in one epoch counts as published in the next",
+		name: "published-when-offered", about: "what was sequenced before counts as published, whether or not the stream has answered",
 		patches: []patch{
 			{"migrations/0001_init.up.sql", "            published = CASE WHEN told THEN least(greatest(w.done, q.published), q.seq) ELSE q.published END,",
-				"            published = CASE WHEN w.done > q.published OR NOT told THEN q.seq ELSE q.published END,"},
+				"            published = CASE WHEN told THEN q.seq ELSE q.published END,"},
 		},
-		faults: "redis-pause,worker-kill,drains-terminate", rounds: 20, caughtAs: []string{"published-unconfirmed", "stream-missing", "stream-forgot", "stream-behind"},
+		faults: "redis-pause", caughtAs: []string{"published-unconfirmed", "published-unstored"},
 	},
 	{
 		name: "old-epoch-delivered", about: "a broadcaster goes on with the old epoch's channels, and takes their runs into the new log",
 		patches: []patch{
 			{"broadcaster/heads.go", "	b.subscription.Remove(drop...)\n", ""},
 			{"broadcaster/log.go", "	if l.epoch != r.Epoch {\n		return false, false\n	}\n	if r.First", "	if l.epoch == \"\" {\n		return false, false\n	}\n	if r.First"},
+			{"broadcaster/splice.go", "	if r.Epoch != f.channel.Epoch {\n		return false, false\n	}\n	f.raise", "	f.raise"},
+			{"broadcaster/splice.go", "	f.log.start(r.Epoch, r.First)", "	f.log.start(f.channel.Epoch, r.First)"},
 		},
-		standby: true, rounds: 14, caughtAs: []string{"surfaced-differs", "histories-mixed"},
+		standby: true, rounds: 14, caughtAs: []string{"history-returned"},
 	},
 }

@@ -86,7 +86,8 @@ type passage struct {
 	totals  map[string]total
 	live    time.Time // when it was last said to be subscribed; zero while it is not
 	entries []entry
-	over    string // why it ended; "" while it goes on
+	told    []answer // each time that it was said to be subscribed
+	over    string   // why it ended; "" while it goes on
 	overAt  time.Time
 }
 
@@ -102,6 +103,12 @@ type entry struct {
 	content string // as contentOf makes it
 	pended  bool   // not applied: the snapshot contained it
 	skip    bool   // a frame without content
+}
+
+// answer is a "subscribed": from the nth entry on, the passage is in an epoch.
+type answer struct {
+	n     int
+	epoch string
 }
 
 // token is a resume token: cursor, pending ids and the snapshot's epoch, with the state that they belong to.
@@ -398,6 +405,7 @@ func (c *client) frame(m wire.Message, now time.Time) error {
 			return errors.New("a wrong answer")
 		}
 		s.state, r.live = live, now
+		r.told = append(r.told, answer{len(r.entries), m.Epoch})
 		return c.sees(r, m.Epoch)
 	case "event":
 		if s.state == leaving {

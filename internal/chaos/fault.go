@@ -237,7 +237,20 @@ func (f *fault) redisPause() error {
 	if err := f.w.redis.Pause(); err != nil {
 		return err
 	}
+	since, pid, resumed := time.Now().Add(30*time.Millisecond), f.w.redis.PID(), f.w.resumed.Load()
 	f.wait()
+	// Redis has answered nothing since. A topic that was set aside before is passed without it.
+	ctx, cancel := f.command()
+	defer cancel()
+	var topic string
+	var seq, published int64
+	err := f.w.db().QueryRow(ctx, `SELECT j.topic, j.seq, p.published FROM commitcast.partition p JOIN commitcast.journal j ON j.partition = p.id
+		WHERE j.seq <= p.published AND j.sequenced_at > $1 AND NOT EXISTS (SELECT FROM commitcast.parked k WHERE k.topic = j.topic)
+		ORDER BY j.seq LIMIT 1`, since).Scan(&topic, &seq, &published)
+	if err == nil && f.w.redis.PID() == pid && f.w.resumed.Load() == resumed { // no other fault has let it go on meanwhile
+		f.w.violate("published-unconfirmed", "%s: seq %d counts as published, up to %d, while Redis stands still", topic, seq, published)
+	}
+	f.w.resumed.Add(1)
 	return f.w.redis.Resume()
 }
 

@@ -31,6 +31,7 @@ type generation struct {
 	calm    atomic.Bool
 	anew    atomic.Bool      // clients that connect begin by snapshots
 	forked  bool             // the database has lost what was acknowledged
+	shared  int              // so many epochs the database had when it forked; later ones are of the present history alone
 	lowest  map[string]int64 // the first offset of a Stream at the end of the last round
 	faults  []*fault         // of the present round
 
@@ -141,6 +142,7 @@ func (g *generation) round(seed uint64, faults []*fault) result {
 	err := g.settle()
 	res.Settle = time.Since(wrote)
 	if err == nil {
+		g.stored()
 		g.w.log.add("round", "settled after %v; one event to every topic follows", res.Settle)
 		if err = g.writers.each(); err == nil {
 			err = g.settle()

@@ -18,6 +18,7 @@ func (g *generation) failover(seed uint64, from []kind) (result, error) {
 	r := rand.New(rand.NewPCG(seed, 1))
 	res := result{Seed: seed, Faults: []string{failover}}
 	w := g.w
+	var err error
 	g.forked = true // from now on, what was seen may turn out not to be
 	ctx, stop := context.WithCancel(w.ctx)
 	defer stop()
@@ -43,6 +44,10 @@ func (g *generation) failover(seed uint64, from []kind) (result, error) {
 	if unsequenced {
 		stopWorkers()
 	}
+	// In every third of the others, a worker publishes what was lost when the next history has long begun.
+	late := !unsequenced && rand.New(rand.NewPCG(seed, 3)).IntN(3) == 0
+	var zombie *process
+	release, epochs := func() {}, 0.0
 
 	// The standby has what was acknowledged up to here, and gets nothing any more.
 	g.writers.lossy.Store(true)
@@ -85,8 +90,14 @@ func (g *generation) failover(seed uint64, from []kind) (result, error) {
 		w.log.add("FAULT", "epoch %s begins, and will be lost", name)
 	}
 	pause(100*time.Millisecond, 400*time.Millisecond)
-	stopped := r.IntN(2) == 0 || unsequenced
+	stopped := (r.IntN(2) == 0 || unsequenced) && !late
 	switch {
+	case late:
+		if zombie, release, err = g.holdPublishing(r.IntN(workers)); err != nil {
+			return res, err
+		}
+		defer release()
+		epochs, _ = w.metric("commitcast_broadcaster_epochs_total")
 	case unsequenced:
 		if err := g.pendEverywhere(cutClients); err != nil {
 			return res, err
@@ -111,6 +122,9 @@ func (g *generation) failover(seed uint64, from []kind) (result, error) {
 	if err := w.connectDirect(); err != nil {
 		return res, err
 	}
+	if err := w.db().QueryRow(w.ctx, "SELECT count(*) FROM commitcast.epoch").Scan(&g.shared); err != nil {
+		return res, err
+	}
 	g.writers.lossy.Store(false)
 	for _, p := range w.processes {
 		p.postgres.SetTarget(w.postgres.Addr())
@@ -122,6 +136,21 @@ func (g *generation) failover(seed uint64, from []kind) (result, error) {
 	w.writing.SetTarget(w.postgres.Addr())
 	w.writing.Cut()
 	w.log.add("FAULT", "the standby is the primary")
+	if late {
+		release()
+		err := w.eventually(10*time.Second, func() error {
+			n, err := w.metric("commitcast_broadcaster_epochs_total")
+			if err == nil && n < epochs+broadcasters {
+				err = fmt.Errorf("%v broadcasters are in the next epoch", n-epochs)
+			}
+			return err
+		})
+		w.log.add("FAULT", "what the stopped worker publishes arrives, after an epoch has begun (%v)", err)
+		zombie.redis.Resume()
+		pause(50*time.Millisecond, 150*time.Millisecond)
+		zombie.signal(syscall.SIGCONT)
+		w.log.add("FAULT", "SIGCONT of %s", zombie.name)
+	}
 	if stopped {
 		pause(100*time.Millisecond, 700*time.Millisecond)
 		for _, p := range w.of("worker") {
@@ -144,9 +173,10 @@ func (g *generation) failover(seed uint64, from []kind) (result, error) {
 	old.Close()
 
 	g.calm.Store(true)
-	err := g.settle()
+	err = g.settle()
 	res.Settle = time.Since(wrote)
 	if err == nil {
+		g.stored()
 		if err = g.writers.each(); err == nil {
 			err = g.settle()
 		}
@@ -176,6 +206,49 @@ func (g *generation) failover(seed uint64, from []kind) (result, error) {
 	}
 	w.replica, err = w.postgres.Replica(w.ctx)
 	return res, err
+}
+
+// holdPublishing has one worker, the only one, sequence some events of every topic and stops it when it has just begun to
+// publish them: the network holds that back. The returned function lets the other workers live again.
+func (g *generation) holdPublishing(nth int) (zombie *process, release func(), err error) {
+	w := g.w
+	zombie = w.of("worker")[nth]
+	var releases []func()
+	release = sync.OnceFunc(func() {
+		for _, f := range releases {
+			f()
+		}
+	})
+	for _, p := range w.of("worker") {
+		if p != zombie {
+			releases = append(releases, p.kill())
+		}
+	}
+	zombie.signal(syscall.SIGSTOP)
+	w.log.add("FAULT", "kill -9 of the other workers, SIGSTOP of %s", zombie.name)
+	for range 15 {
+		if err := g.writers.each(); err != nil {
+			return zombie, release, err
+		}
+	}
+	zombie.redis.Blackhole()
+	zombie.signal(syscall.SIGCONT)
+	var newest int64
+	if err := w.db().QueryRow(w.ctx, "SELECT coalesce(max(id), 0) FROM commitcast.outbox").Scan(&newest); err != nil {
+		return zombie, release, err
+	}
+	err = w.eventually(20*time.Second, func() error {
+		var waiting int
+		err := w.db().QueryRow(w.ctx, "SELECT count(*) FROM commitcast.outbox WHERE id <= $1", newest).Scan(&waiting)
+		if err == nil && waiting > 0 {
+			err = fmt.Errorf("%d events are not sequenced", waiting)
+		}
+		return err
+	})
+	time.Sleep(50 * time.Millisecond) // part of the schedule: what was sequenced is on its way to Redis
+	zombie.signal(syscall.SIGSTOP)
+	w.log.add("FAULT", "SIGSTOP of %s, which publishes what will be lost", zombie.name)
+	return zombie, release, err
 }
 
 // pendEverywhere has every client hold, in every topic, ids of events that have no offset and will be lost. They are more

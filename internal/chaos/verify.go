@@ -257,14 +257,32 @@ func (g *generation) surfaced(ev *evidence, r *passage, present bool) {
 		}
 		return &rows[n-1]
 	}
-	forked := false
+	forked, told := false, r.told
+	// Whoever has seen something that only the present history has must see nothing of a lost one any more, however
+	// late somebody still publishes it.
+	ofPresent := func(epoch string) bool {
+		ordinal, known := ev.epochs[epoch]
+		return g.forked && known && ordinal >= g.shared
+	}
+	here := ofPresent(r.epoch)
 	for i, e := range r.entries {
+		for len(told) > 0 && told[0].n <= i {
+			here = here || ofPresent(told[0].epoch)
+			told = told[1:]
+		}
 		if want := r.base.Offset + int64(i) + 1; e.offset != want {
 			w.violate("surfaced-hole", "%s surfaced %s:%d where %d comes next", r.client, r.topic, e.offset, want)
 			return
 		}
 		j := at(e.offset)
 		same := j != nil && j.ID == e.id && j.Epoch == e.epoch && j.content == e.content
+		switch {
+		case same:
+			here = here || ofPresent(e.epoch)
+		case here:
+			w.violate("history-returned", "%s surfaced %s:%d id %d epoch %s %s, of a lost history, after the present one",
+				r.client, r.topic, e.offset, e.id, e.epoch, e.content)
+		}
 		switch {
 		case same && forked:
 			w.violate("histories-mixed", "%s surfaced %s:%d, after events that are not in this history", r.client, r.topic, e.offset)
@@ -333,16 +351,50 @@ func (g *generation) sequence() {
 	}
 }
 
+// stored: with everything settled, and nobody having disturbed Redis in this round, what counts as published is in the
+// streams. The next event of a topic would have it put right, so this is asked before there is one.
+func (g *generation) stored() {
+	if g.disturbed() {
+		return
+	}
+	type head struct {
+		Topic string
+		Head  int64
+		Epoch string
+	}
+	all, err := query(g.w, pgx.RowToStructByPos[head], `SELECT topic, head, head_epoch FROM commitcast.topic
+		WHERE topic = ANY ($1) AND head_epoch = (SELECT name FROM commitcast.epoch ORDER BY ordinal DESC LIMIT 1)`, g.topics)
+	if err != nil {
+		g.w.violate("database", "heads cannot be read: %v", err)
+	}
+	for _, h := range all {
+		key := streamKey(h.Topic, h.Epoch)
+		newest, err := g.w.cache.XRevRangeN(g.w.ctx, key, "+", "-", 1).Result()
+		if err != nil || len(newest) == 0 || newest[0].ID != fmt.Sprintf("%d-0", h.Head) {
+			g.w.violate("published-unstored", "everything counts as published, and %s is at %v, not at its head %d (%v)", key, newest, h.Head, err)
+		}
+	}
+}
+
+// disturbed says that what Redis holds in this round is not what it was told.
+func (g *generation) disturbed() bool {
+	return slices.ContainsFunc(g.faults, func(f *fault) bool { return f.kind.data })
+}
+
+func streamKey(topic, epoch string) string {
+	return fmt.Sprintf("cc:{p%d}:%s:%s", wire.Partition(topic), epoch, topic)
+}
+
 // cached: each Stream in Redis is a contiguous piece of the journal that ends at the head, and has lost nothing if
 // nobody made it.
 func (g *generation) cached(ev *evidence) {
-	disturbed := slices.ContainsFunc(g.faults, func(f *fault) bool { return f.kind.data })
+	disturbed := g.disturbed()
 	for _, topic := range g.topics {
 		rows := ev.rows[topic]
 		if len(rows) == 0 {
 			continue
 		}
-		key := fmt.Sprintf("cc:{p%d}:%s:%s", wire.Partition(topic), ev.current, topic)
+		key := streamKey(topic, ev.current)
 		entries, err := g.w.cache.XRange(g.w.ctx, key, "-", "+").Result()
 		if err != nil {
 			g.w.violate("stream-unreadable", "%s: %v", key, err)

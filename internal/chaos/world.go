@@ -59,7 +59,8 @@ type world struct {
 	direct    atomic.Pointer[pgxpool.Pool] // the checker's own way to Postgres
 	sequenced [wire.Partitions]int64       // verified so far
 
-	refusing sync.Mutex // one rule of access is in force at a time
+	refusing sync.Mutex   // one rule of access is in force at a time
+	resumed  atomic.Int64 // times that Redis was let go on after a pause
 
 	mu         sync.Mutex
 	violations []violation
