@@ -47,8 +47,8 @@ type split struct {
 	reads  *Redis // reads and subscribes
 }
 
-func (s split) Range(ctx context.Context, ch Channel, after int64) (Run, error) {
-	return s.reads.Range(ctx, ch, after)
+func (s split) Range(ctx context.Context, ch Channel, after int64, limit int) (Run, error) {
+	return s.reads.Range(ctx, ch, after, limit)
 }
 
 func (s split) NewSubscription(h Handler) Subscription { return s.reads.NewSubscription(h) }

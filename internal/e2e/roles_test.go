@@ -69,7 +69,7 @@ func TestLeastRights(t *testing.T) {
 	}
 	ran, followed := make(chan error, 1), make(chan error, 1)
 	go func() { ran <- c.Run(ctx) }() // ends with ctx; the test waits for it
-	go func() { // owned by the test, which waits for it
+	go func() {                       // owned by the test, which waits for it
 		for _, err := range client.Follow(ctx, c, topic, client.Topic[int]{
 			Snapshot: func(ctx context.Context) (held client.Held[int], err error) {
 				p, err := outbox.Snapshot(ctx, service, []string{topic}, func(tx pgx.Tx) error {
