@@ -65,7 +65,7 @@ var rules = map[string]rule{
 	"migrations": {theirs: []string{pgx, river}},
 	"ops": {
 		ours:   []string{"outbox", "stream", "wire", "worker", "broadcaster", "migrations", "internal/journal"},
-		theirs: []string{pgx, river, riverui, prometheus, sync},
+		theirs: []string{pgx, river, riverui, prometheus, sync, websocket},
 	},
 
 	// As somebody else's program would be.

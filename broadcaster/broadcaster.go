@@ -164,6 +164,7 @@ type Broadcaster struct {
 	topics     map[string]*topic
 	sessions   map[*session]struct{}
 	draining   bool
+	held       bool                 // an operator has drained it
 	perAddress map[netip.Prefix]int // connections
 	users      map[string]*user
 
@@ -279,11 +280,13 @@ var ErrPolling = errors.New("the stream is down: events come by polling the jour
 // later; or another error, with which it does not.
 func (b *Broadcaster) Ready() error {
 	b.mu.RLock()
-	draining := b.draining
+	draining, held := b.draining, b.held
 	b.mu.RUnlock()
 	switch {
 	case draining:
 		return errors.New("shutting down")
+	case held:
+		return errors.New("drained by an operator")
 	case b.Epoch() == "":
 		return errors.New("the database has not answered yet")
 	case !b.databaseUp.Load():

@@ -114,13 +114,23 @@ func (b *Broadcaster) removeSession(s *session) {
 func (b *Broadcaster) drain() {
 	b.mu.Lock()
 	b.draining = true
+	b.mu.Unlock()
+	b.sendAway(func(*session) bool { return true })
+}
+
+// sendAway tells the clients that were chosen when to come back, and closes them; it returns how many. choose is called with
+// mu held.
+func (b *Broadcaster) sendAway(choose func(*session) bool) int {
+	b.mu.RLock()
 	sessions := make([]*session, 0, len(b.sessions))
 	for s := range b.sessions {
-		sessions = append(sessions, s)
+		if choose(s) {
+			sessions = append(sessions, s)
+		}
 	}
-	b.mu.Unlock()
+	b.mu.RUnlock()
 	if len(sessions) == 0 {
-		return
+		return 0
 	}
 	b.log.Info("closing clients", "clients", len(sessions), "over", b.cfg.Drain)
 	pace := b.cfg.Drain / time.Duration(len(sessions))
@@ -132,13 +142,14 @@ func (b *Broadcaster) drain() {
 		in := jitter(b.cfg.Drain).Milliseconds()
 		s.send(func(p []byte) []byte { return wire.AppendReconnect(p, in) })
 		closing.Add(1)
-		go func() { // owned by drain
+		go func() { // owned by sendAway
 			defer closing.Done()
 			s.settle(time.Second)
 			s.goodbye(wire.CloseShutdown)
 		}()
 	}
 	closing.Wait()
+	return len(sessions)
 }
 
 // settle waits until what the session has to send is written, at most for the given time.

@@ -51,6 +51,8 @@ func (b *Broadcaster) full(s *session) (limit, why string) {
 	switch {
 	case b.draining:
 		return "", "this node is shutting down"
+	case b.held:
+		return "", "this node takes no clients now"
 	case len(b.sessions) >= b.cfg.MaxConnections:
 		return limitConnections, "this node is full"
 	case s.from.IsValid() && b.perAddress[s.from] >= b.cfg.MaxPerAddress:

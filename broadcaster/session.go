@@ -40,6 +40,7 @@ type session struct {
 	b    *Broadcaster
 	id   string
 	sink sink
+	came time.Time
 
 	mu       sync.Mutex
 	drained  sync.Cond                // on mu: control was taken, or the session closed
@@ -66,7 +67,7 @@ type session struct {
 }
 
 func newSession(b *Broadcaster, to sink, from netip.Prefix) *session {
-	s := &session{b: b, id: newID(), sink: to, from: from, subs: make(map[string]*subscription)}
+	s := &session{b: b, id: newID(), sink: to, came: time.Now(), from: from, subs: make(map[string]*subscription)}
 	s.drained.L = &s.mu
 	s.flusher = s.flush
 	return s

@@ -34,10 +34,14 @@ var decided = map[string]string{
 	"epoch":            "writer: SELECT(ordinal,name,born); worker: SELECT; reader: SELECT; operator: SELECT",
 	"uncrashed":        "operator: SELECT",
 	"parked":           "worker: SELECT INSERT UPDATE DELETE; operator: SELECT",
-	"dead_letter":      "worker: SELECT INSERT UPDATE; operator: SELECT",
+	"dead_letter":      "worker: SELECT INSERT UPDATE; operator: SELECT DELETE",
 	"operation":        "writer: SELECT INSERT(scope,key,fingerprint) UPDATE(result,events); operator: SELECT",
 	"revocation":       "reader: SELECT; operator: SELECT",
 	"migration":        "writer: SELECT; worker: SELECT; reader: SELECT; operator: SELECT",
+
+	"redrive":      "worker: SELECT UPDATE DELETE; operator: SELECT INSERT(topic,first,last,next,audit)",
+	"audit":        "worker: SELECT(id) UPDATE(result,ended_at); operator: SELECT INSERT(who,action,target,detail,result,ended_at) UPDATE(result,ended_at)",
+	"audit_id_seq": "operator: SELECT",
 
 	"river_migration":           "writer: SELECT; worker: SELECT; reader: SELECT; operator: SELECT",
 	"river_job":                 "worker: SELECT INSERT UPDATE DELETE; operator: SELECT",
@@ -76,6 +80,10 @@ var decided = map[string]string{
 	"detach_leaf(regclass)":                                      "worker: EXECUTE",
 	"drop_leaf(regclass)":                                        "worker: EXECUTE",
 	"redrive_topics(text[],integer)":                             "operator: EXECUTE",
+	"retry_republish(text)":                                      "operator: EXECUTE",
+	"pause_partition(smallint,text,text)":                        "operator: EXECUTE",
+	"resume_partition(smallint,timestamp with time zone)":        "operator: EXECUTE",
+	"park_topic(text,text)":                                      "operator: EXECUTE",
 	"settle_grants()":                                            "",
 	"river_job_state_in_bitmask(bit,commitcast.river_job_state)": "worker: EXECUTE",
 }

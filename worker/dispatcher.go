@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/riverqueue/river"
 	"github.com/riverqueue/river/rivertype"
 
@@ -156,7 +157,7 @@ func (d *dispatcher) sweep(ctx context.Context) error {
 	if len(suspects) == 0 {
 		return nil
 	}
-	owners, err := d.livingOwners(ctx)
+	owners, err := livingOwners(ctx, d.w.pool)
 	if err != nil {
 		return err
 	}
@@ -180,8 +181,8 @@ type livingOwner struct {
 	silent *float64 // for how many seconds Postgres has waited for it; nil: unknown
 }
 
-func (d *dispatcher) livingOwners(ctx context.Context) (owners [wire.Partitions]livingOwner, err error) {
-	rows, err := d.w.pool.Query(ctx, ownersSQL, int64(lockClass))
+func livingOwners(ctx context.Context, pool *pgxpool.Pool) (owners [wire.Partitions]livingOwner, err error) {
+	rows, err := pool.Query(ctx, ownersSQL, int64(lockClass))
 	if err != nil {
 		return owners, fmt.Errorf("looking for owners: %w", err)
 	}

@@ -17,7 +17,17 @@ var (
 	positionSQL string
 	//go:embed unpark.sql
 	unparkSQL string
+	//go:embed progress.sql
+	progressSQL string
 )
+
+// position is where a topic stands.
+type position struct {
+	epoch                  string // the current one
+	head                   int64
+	parkedFrom             *int64 // from where on it is set aside; nil: it is not
+	orderedFrom, orderedTo *int64 // what an operator wants published again
+}
 
 // ledger is what publishing asks the database and tells it, one statement or transaction each. It is apart so that
 // schedule_test.go can let others do something between any two of them.
@@ -26,10 +36,12 @@ type ledger interface {
 	parked(ctx context.Context, partition int16, among []string) ([]string, error)
 	// park sets topics aside durably, each with a job. Topics that are set aside already keep what they have.
 	park(ctx context.Context, partition int16, refusals []refusal) error
-	// position reads the current epoch, a topic's head, and from where on it is set aside; nil if it is not.
-	position(ctx context.Context, topic string) (epoch string, head int64, parkedFrom *int64, err error)
-	// unpark ends a topic's being set aside.
-	unpark(ctx context.Context, topic string) error
+	// position reads where a topic stands.
+	position(ctx context.Context, topic string) (position, error)
+	// progress notes that the stream has everything of a topic before next, in an epoch: whoever goes on begins there.
+	progress(ctx context.Context, topic string, next int64, epoch string) error
+	// unpark ends a topic's being set aside, if it was, and what an operator has ordered of it before next.
+	unpark(ctx context.Context, topic string, next int64, parked bool) error
 	// readTopic reads events of a topic. They are contiguous, and begin at offset from unless that is past retention.
 	readTopic(ctx context.Context, sc *journal.Scanner, topic string, from, to int64) (first int64, frames [][]byte, lastSeq int64, err error)
 }
@@ -50,13 +62,20 @@ func (d database) parked(ctx context.Context, partition int16, among []string) (
 	return pgx.CollectRows(rows, pgx.RowTo[string])
 }
 
-func (d database) position(ctx context.Context, topic string) (epoch string, head int64, parkedFrom *int64, err error) {
-	err = d.session.QueryRow(ctx, positionSQL, topic).Scan(&epoch, &head, &parkedFrom)
-	return epoch, head, parkedFrom, err
+func (d database) position(ctx context.Context, topic string) (p position, err error) {
+	err = d.session.QueryRow(ctx, positionSQL, topic).Scan(&p.epoch, &p.head, &p.parkedFrom, &p.orderedFrom, &p.orderedTo)
+	return p, err
 }
 
-func (d database) unpark(ctx context.Context, topic string) error {
-	if _, err := d.pool.Exec(ctx, unparkSQL, topic); err != nil {
+func (d database) progress(ctx context.Context, topic string, next int64, epoch string) error {
+	if _, err := d.pool.Exec(ctx, progressSQL, topic, next, epoch); err != nil {
+		return fmt.Errorf("noting how far %q is: %w", topic, err)
+	}
+	return nil
+}
+
+func (d database) unpark(ctx context.Context, topic string, next int64, parked bool) error {
+	if _, err := d.pool.Exec(ctx, unparkSQL, topic, next, parked); err != nil {
 		return fmt.Errorf("unparking %q: %w", topic, err)
 	}
 	return nil

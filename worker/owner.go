@@ -50,6 +50,10 @@ func setSession(cfg *pgx.ConnConfig, name string, more map[string]string) {
 	if cfg.RuntimeParams == nil {
 		cfg.RuntimeParams = make(map[string]string)
 	}
+	// A process says where operators reach it behind an @, and its sessions go on saying it.
+	if _, at, ok := strings.Cut(cfg.RuntimeParams["application_name"], "@"); ok && !strings.Contains(name, "@") {
+		name += "@" + at
+	}
 	cfg.RuntimeParams["application_name"] = name
 	cfg.RuntimeParams["default_transaction_isolation"] = "read committed"
 	cfg.RuntimeParams["default_transaction_read_only"] = "off"

@@ -149,6 +149,7 @@ type republisher struct {
 	scanner   journal.Scanner
 
 	from  int64  // everything before is published
+	to    int64  // everything after is; 0: up to the head
 	epoch string // of the channel that is published to
 	next  int64  // the first offset that the stream has not confirmed, in epoch
 	rows  int    // to offer at once
@@ -157,23 +158,32 @@ type republisher struct {
 // run publishes up to the head, then ends the topic's being set aside, and then publishes what came meanwhile: events
 // that a drain has skipped before it could know. So an attempt that fails leaves the topic set aside throughout.
 func (r *republisher) run(ctx context.Context) error {
-	_, head, parkedFrom, err := r.ledger.position(ctx, r.topic)
+	at, err := r.ledger.position(ctx, r.topic)
+	parkedFrom := at.parkedFrom
 	switch {
 	case errors.Is(err, pgx.ErrNoRows):
 		return nil // a topic without events
 	case err != nil:
 		return err
-	case parkedFrom == nil:
-		r.from = head // an earlier run may have been cut off before its second look
-	default:
+	case parkedFrom != nil && at.orderedFrom != nil:
+		r.from = min(*parkedFrom, *at.orderedFrom)
+	case parkedFrom != nil:
 		r.from = *parkedFrom
+	case at.orderedFrom != nil:
+		r.from, r.to = *at.orderedFrom, *at.orderedTo
+	default:
+		r.from = at.head // an earlier run may have been cut off before its second look
 	}
 	until := time.Now().Add(republishSlice)
-	if err := r.offer(ctx, until); err != nil || parkedFrom == nil {
+	if err := r.offer(ctx, until); err != nil || parkedFrom == nil && at.orderedFrom == nil {
 		return err
 	}
-	if err := r.ledger.unpark(ctx, r.topic); err != nil {
+	if err := r.ledger.unpark(ctx, r.topic, r.next, parkedFrom != nil); err != nil {
 		return err
+	}
+	if parkedFrom == nil {
+		r.w.log.InfoContext(ctx, "what was ordered of a topic has been published again", "topic", r.topic, "up to", r.next-1)
+		return nil
 	}
 	if err := r.offer(ctx, until); err != nil {
 		return err
@@ -186,9 +196,13 @@ func (r *republisher) run(ctx context.Context) error {
 func (r *republisher) offer(ctx context.Context, until time.Time) error {
 	startAnew := false
 	for refits := 0; ; {
-		epoch, head, _, err := r.ledger.position(ctx, r.topic)
+		at, err := r.ledger.position(ctx, r.topic)
 		if err != nil {
 			return err
+		}
+		epoch, head := at.epoch, at.head
+		if r.to > 0 {
+			head = min(head, r.to)
 		}
 		if epoch != r.epoch {
 			r.epoch, r.next = epoch, r.from
@@ -226,6 +240,10 @@ func (r *republisher) offer(ctx context.Context, until time.Time) error {
 		switch {
 		case v == confirmed:
 			r.next, startAnew, refits = o.Last()+1, false, 0
+			// What is done need not be done again by whoever goes on.
+			if err := r.ledger.progress(ctx, r.topic, r.next, epoch); err != nil {
+				return err
+			}
 		case v == refused && len(frames) > 1:
 			r.rows = len(frames) / 2 // up to the event that is refused
 		case v == refused:
@@ -262,7 +280,8 @@ func (r *republisher) complete(ctx context.Context, job *river.Job[RepublishArgs
 			return err
 		}
 		var again bool
-		err := tx.QueryRow(ctx, `SELECT EXISTS (SELECT FROM commitcast.parked WHERE topic = $1)`, r.topic).Scan(&again)
+		err := tx.QueryRow(ctx, `SELECT EXISTS (SELECT FROM commitcast.parked WHERE topic = $1 AND died_at IS NULL)
+			OR EXISTS (SELECT FROM commitcast.redrive WHERE topic = $1)`, r.topic).Scan(&again)
 		if err == nil && again {
 			err = errGoOn
 		}
@@ -304,7 +323,9 @@ func (w *Worker) readTopic(ctx context.Context, sc *journal.Scanner, topic strin
 // adopt orders the jobs of topics that are set aside and have none: an operator has redriven them, River's row was lost, or its
 // process died at the last attempt. Those that have one keep it.
 func (w *Worker) adopt(ctx context.Context) error {
-	rows, err := w.pool.Query(ctx, `SELECT topic FROM commitcast.parked p WHERE died_at IS NULL AND NOT EXISTS (
+	rows, err := w.pool.Query(ctx, `SELECT topic FROM (
+			SELECT topic FROM commitcast.parked WHERE died_at IS NULL UNION SELECT topic FROM commitcast.redrive) p
+		WHERE NOT EXISTS (
 			SELECT FROM commitcast.river_job WHERE kind = 'topic_republish' AND args->>'topic' = p.topic
 				AND state NOT IN ('completed', 'cancelled', 'discarded'))
 		ORDER BY topic LIMIT $1`, maxParked)
@@ -337,4 +358,23 @@ func Redrive(ctx context.Context, pool *pgxpool.Pool, topics ...string) (taken [
 		return nil, fmt.Errorf("redrive: %w", err)
 	}
 	return taken, nil
+}
+
+// RedriveRange orders the events of a topic from one offset to another to be published again, in tx: what the stream lacks of
+// them, it gets, and what it has is announced again, which subscribers who had it drop. A job, which a worker orders within about a
+// second, does it beside the drain of the topic's partition. audit is the row of commitcast.audit that learns how it ended.
+// False: a redrive of the topic is under way already, and nothing was ordered.
+func RedriveRange(ctx context.Context, tx pgx.Tx, topic string, from, to, audit int64) (ordered bool, err error) {
+	tag, err := tx.Exec(ctx, `INSERT INTO commitcast.redrive (topic, first, last, next, audit) VALUES ($1, $2, $3, $2, $4)
+		ON CONFLICT (topic) DO NOTHING`, topic, from, to, audit)
+	return err == nil && tag.RowsAffected() > 0, err
+}
+
+// RedriveTx is [Redrive] of some topics in the caller's transaction.
+func RedriveTx(ctx context.Context, tx pgx.Tx, topics []string) (taken []string, err error) {
+	rows, err := tx.Query(ctx, redriveSQL, topics, redriveMost)
+	if err != nil {
+		return nil, err
+	}
+	return pgx.CollectRows(rows, pgx.RowTo[string])
 }

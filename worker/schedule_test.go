@@ -466,11 +466,11 @@ func (w *pubWorld) park(_ context.Context, _ int16, refusals []refusal) error {
 	return nil
 }
 
-func (w *pubWorld) position(_ context.Context, topic string) (string, int64, *int64, error) {
+func (w *pubWorld) position(_ context.Context, topic string) (position, error) {
 	w.meanwhile()
 	defer w.meanwhile()
 	if w.chance(3) {
-		return "", 0, nil, errSim
+		return position{}, errSim
 	}
 	t := pubTopic(topic)
 	var from *int64
@@ -478,14 +478,29 @@ func (w *pubWorld) position(_ context.Context, topic string) (string, int64, *in
 		from = new(int64)
 		*from = w.aside[t]
 	}
-	return "1-aaaa", w.head[t], from, nil
+	return position{epoch: "1-aaaa", head: w.head[t], parkedFrom: from}, nil
 }
 
-func (w *pubWorld) unpark(_ context.Context, topic string) error {
+func (w *pubWorld) progress(_ context.Context, topic string, next int64, _ string) error {
 	w.meanwhile()
 	defer w.meanwhile()
 	if w.chance(3) {
 		return errSim
+	}
+	if t := pubTopic(topic); w.aside[t] > 0 {
+		w.aside[t] = max(w.aside[t], next)
+	}
+	return nil
+}
+
+func (w *pubWorld) unpark(_ context.Context, topic string, _ int64, parked bool) error {
+	w.meanwhile()
+	defer w.meanwhile()
+	if w.chance(3) {
+		return errSim
+	}
+	if !parked {
+		return nil
 	}
 	t := pubTopic(topic)
 	w.aside[t] = 0

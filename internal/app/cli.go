@@ -8,18 +8,22 @@ import (
 	"os"
 	"os/signal"
 	"runtime"
-	"runtime/debug"
 	"strings"
 	"syscall"
 
 	"github.com/alecthomas/kong"
+
+	"github.com/commitcast/commitcast/ops"
 )
 
 // Exit codes of the command.
 const (
 	exitOK      = 0
 	exitFailure = 1 // the command ran and failed; one line on stderr says why
-	exitUsage   = 2 // the command line is wrong
+	exitUsage   = 2 // the command line is wrong, or asks for what cannot be; nothing was changed
+	exitWarning = 3 // ops status, stuck, doctor: it works, and something should be looked at
+	exitProblem = 4 // ops status, stuck, doctor: somebody is not served
+	exitRefused = 5 // ops: things are not, or no longer, as the operator took them to be; nothing was changed
 )
 
 // cli is the command line. Every flag has an environment variable; there is no configuration file.
@@ -28,6 +32,7 @@ type cli struct {
 	Worker      workerCommand      `cmd:"" help:"Run a worker: gives events their offsets and publishes them."`
 	Broadcaster broadcasterCommand `cmd:"" help:"Run a broadcaster: serves WebSocket clients."`
 	All         allCommand         `cmd:"" help:"Run a worker and a broadcaster in one process. Without --redis-url it needs Postgres only."`
+	Ops         opsCommand         `cmd:"" help:"For operators: see whether events flow, where they are held up and who is affected, and act."`
 	Version     versionCommand     `cmd:"" help:"Show the version."`
 }
 
@@ -71,15 +76,27 @@ func Run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		return exitUsage
 	}
 	if err := command.Run(); err != nil && !(errors.Is(err, context.Canceled) && ctx.Err() != nil) {
+		var said exitCode
+		if errors.As(err, &said) {
+			return int(said)
+		}
 		fmt.Fprintf(stderr, "commitcast: %s\n", oneLine(err))
 		var usage usageError
-		if errors.As(err, &usage) {
+		switch {
+		case errors.As(err, &usage), errors.Is(err, ops.ErrInvalid):
 			return exitUsage
+		case errors.Is(err, ops.ErrConflict):
+			return exitRefused
 		}
 		return exitFailure
 	}
 	return exitOK
 }
+
+// exitCode is the end of a command that has said everything.
+type exitCode int
+
+func (e exitCode) Error() string { return fmt.Sprintf("exit code %d", int(e)) }
 
 // usageError is a combination of flags that cannot be.
 type usageError struct{ error }
@@ -93,17 +110,6 @@ func oneLine(err error) string {
 type versionCommand struct{}
 
 func (versionCommand) Run(s *streams) error {
-	version, revision := "(devel)", ""
-	if info, ok := debug.ReadBuildInfo(); ok {
-		if info.Main.Version != "" {
-			version = info.Main.Version
-		}
-		for _, kv := range info.Settings {
-			if kv.Key == "vcs.revision" {
-				revision = " " + kv.Value
-			}
-		}
-	}
-	_, err := fmt.Fprintf(s.out, "commitcast %s%s %s %s/%s\n", version, revision, runtime.Version(), runtime.GOOS, runtime.GOARCH)
+	_, err := fmt.Fprintf(s.out, "commitcast %s %s %s/%s\n", buildVersion(), runtime.Version(), runtime.GOOS, runtime.GOARCH)
 	return err
 }

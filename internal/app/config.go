@@ -27,13 +27,14 @@ type streamFlags struct {
 
 // processFlags are those of every long-running command.
 type processFlags struct {
-	OpsListen   string `env:"COMMITCAST_OPS_LISTEN" default:"127.0.0.1:8081" placeholder:"ADDR" help:"Address of /healthz, /readyz and /metrics (${default}); empty for none."`
-	OpsToken    string `name:"ops-token-file" env:"COMMITCAST_OPS_TOKEN_FILE" placeholder:"FILE" help:"A file with the token that /metrics and the details of /readyz need, as 'Authorization: Bearer'. This or --ops-client-ca is required where --ops-listen is not loopback."`
-	OpsTLSCert  string `name:"ops-tls-cert" env:"COMMITCAST_OPS_TLS_CERT" placeholder:"FILE" help:"Serve operators TLS with this certificate chain in PEM. It is read again when it has changed."`
-	OpsTLSKey   string `name:"ops-tls-key" env:"COMMITCAST_OPS_TLS_KEY" placeholder:"FILE" help:"The key of --ops-tls-cert."`
-	OpsClientCA string `name:"ops-client-ca" env:"COMMITCAST_OPS_CLIENT_CA" placeholder:"FILE" help:"The authority of operators' certificates, in PEM: one of these does for the token."`
-	LogLevel    string `env:"COMMITCAST_LOG_LEVEL" enum:"debug,info,warn,error" default:"info" help:"debug, info, warn or error (${default})."`
-	LogFormat   string `env:"COMMITCAST_LOG_FORMAT" enum:"text,json" default:"text" help:"text or json (${default})."`
+	OpsListen    string `env:"COMMITCAST_OPS_LISTEN" default:"127.0.0.1:8081" placeholder:"ADDR" help:"Address of /healthz, /readyz and /metrics (${default}); empty for none."`
+	OpsToken     string `name:"ops-token-file" env:"COMMITCAST_OPS_TOKEN_FILE" placeholder:"FILE" help:"A file with the token that /metrics and the details of /readyz need, as 'Authorization: Bearer'. This or --ops-client-ca is required where --ops-listen is not loopback."`
+	OpsTLSCert   string `name:"ops-tls-cert" env:"COMMITCAST_OPS_TLS_CERT" placeholder:"FILE" help:"Serve operators TLS with this certificate chain in PEM. It is read again when it has changed."`
+	OpsTLSKey    string `name:"ops-tls-key" env:"COMMITCAST_OPS_TLS_KEY" placeholder:"FILE" help:"The key of --ops-tls-cert."`
+	OpsClientCA  string `name:"ops-client-ca" env:"COMMITCAST_OPS_CLIENT_CA" placeholder:"FILE" help:"The authority of operators' certificates, in PEM: one of these does for the token."`
+	OpsAdvertise string `env:"COMMITCAST_OPS_ADVERTISE" placeholder:"HOST:PORT" help:"Where operators reach --ops-listen, if not there: told to the database with each session, which is how they find this process."`
+	LogLevel     string `env:"COMMITCAST_LOG_LEVEL" enum:"debug,info,warn,error" default:"info" help:"debug, info, warn or error (${default})."`
+	LogFormat    string `env:"COMMITCAST_LOG_FORMAT" enum:"text,json" default:"text" help:"text or json (${default})."`
 	redisTLSFlags
 }
 

@@ -219,7 +219,7 @@ func TestOperatorsDoor(t *testing.T) {
 			r.Header.Set("Authorization", authorization)
 		}
 		w := httptest.NewRecorder()
-		opsHandler(checks, prometheus.NewRegistry(), &opsDoor{token: token}).ServeHTTP(w, r)
+		opsHandler(checks, prometheus.NewRegistry(), &opsDoor{token: token}, newNodeFace()).ServeHTTP(w, r)
 		return w.Code, w.Body.String(), w.Header()
 	}
 	const token = "0123456789abcdef"
@@ -280,7 +280,7 @@ func TestOperatorsShowCertificates(t *testing.T) {
 		ctx, cancel := context.WithCancel(context.Background())
 		ended := make(chan error, 1)
 		go func() {
-			ended <- serve("ops", l, door.tls, opsHandler(checks, prometheus.NewRegistry(), door), quiet).run(ctx)
+			ended <- serve("ops", l, door.tls, opsHandler(checks, prometheus.NewRegistry(), door, newNodeFace()), quiet).run(ctx)
 		}() // waited for below
 		ask := func(client *tls.Config, path, token string) (int, string) {
 			r, _ := http.NewRequest("GET", "https://"+l.Addr().String()+path, nil)

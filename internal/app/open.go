@@ -30,6 +30,9 @@ func OpenDatabase(ctx context.Context, url string) (*pgxpool.Pool, error) {
 	}
 	// The database's own defaults are its applications' business; ours are these.
 	config.ConnConfig.RuntimeParams["application_name"] = "commitcast"
+	if name, ok := ctx.Value(sessionName{}).(string); ok {
+		config.ConnConfig.RuntimeParams["application_name"] = name
+	}
 	config.ConnConfig.RuntimeParams["default_transaction_isolation"] = "read committed"
 	config.ConnConfig.RuntimeParams["default_transaction_read_only"] = "off"
 	ctx, cancel := context.WithTimeout(ctx, openTimeout)

@@ -18,8 +18,9 @@ import (
 // opsHandler serves health, readiness and metrics. /metrics needs what the door asks for, and /readyz tells why only to who has it;
 // whether the process lives and is ready, everybody may know who gets here. No page of a browser is let in: there are no CORS
 // headers, and a name that was pointed here is not answered.
-func opsHandler(checks map[string]func() error, metrics *prometheus.Registry, door *opsDoor) http.Handler {
+func opsHandler(checks map[string]func() error, metrics *prometheus.Registry, door *opsDoor, node *nodeFace) http.Handler {
 	mux := http.NewServeMux()
+	node.serve(mux, door)
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, r *http.Request) {
 		fmt.Fprintln(w, "ok")
 	})

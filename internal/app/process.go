@@ -24,6 +24,7 @@ const shutdownTimeout = 5 * time.Second
 // process is one running command: what it opens, in order, and closes, in the order of the flow.
 type process struct {
 	database, redis, ops string
+	advertise            string      // where operators reach ops; "": there
 	redisTLS             *tls.Config // nil: as the URL says
 	opsDoor              *opsDoor
 	log                  *slog.Logger
@@ -31,7 +32,7 @@ type process struct {
 
 // process is what the flags of a long-running command say.
 func (f *processFlags) process(database, redis string, log *slog.Logger) (p *process, err error) {
-	p = &process{database: database, redis: redis, ops: f.OpsListen, log: log}
+	p = &process{database: database, redis: redis, ops: f.OpsListen, advertise: f.OpsAdvertise, log: log}
 	if p.opsDoor, err = f.opsDoor(log); err == nil {
 		p.redisTLS, err = f.redisTLS(redis, log)
 	}
@@ -68,7 +69,7 @@ func (p *process) run(ctx context.Context, work *worker.Config, clients *clientF
 		}
 		defer opsListener.Close()
 	}
-	pool, err := OpenDatabase(ctx, p.database)
+	pool, err := OpenDatabase(named(ctx, p.announce(opsListener)), p.database)
 	if err != nil {
 		return err
 	}
@@ -81,6 +82,8 @@ func (p *process) run(ctx context.Context, work *worker.Config, clients *clientF
 
 	var stages []stage
 	checks := make(map[string]func() error)
+	face := newNodeFace()
+	face.identity.InProcess = p.redis == ""
 	if work != nil {
 		work.Logger, work.Registerer = p.log, metrics
 		w, err := worker.New(pool, s, *work)
@@ -89,6 +92,7 @@ func (p *process) run(ctx context.Context, work *worker.Config, clients *clientF
 		}
 		stages = append(stages, stage{"worker", w.Run})
 		checks["worker"] = w.Ready
+		face.worker = w
 	}
 	if clients != nil {
 		config, err := clients.config(p.log, metrics)
@@ -104,21 +108,23 @@ func (p *process) run(ctx context.Context, work *worker.Config, clients *clientF
 		}
 		stages = append(stages, stage{"broadcaster", b.Run}, serve("clients", clientListener, clientTLS, b.Handler(), p.log))
 		checks["broadcaster"] = b.Ready
-	}
-	if opsListener != nil {
-		stages = append(stages, serve("ops", opsListener, p.opsDoor.tls, opsHandler(checks, metrics, p.opsDoor), p.log))
-		scheme := "http://"
-		if p.opsDoor.tls != nil {
-			scheme = "https://"
-		}
-		p.log.Info("serving operators", "url", scheme+opsListener.Addr().String())
+		face.broadcaster, face.identity.Auth = b, clients.Auth != "off"
 	}
 	if clients != nil {
 		scheme := "ws://"
 		if clientTLS != nil {
 			scheme = "wss://"
 		}
-		p.log.Info("serving clients", "url", scheme+clientListener.Addr().String()+"/v1/ws")
+		face.identity.ClientURL = scheme + clientListener.Addr().String() + "/v1/ws"
+		p.log.Info("serving clients", "url", face.identity.ClientURL)
+	}
+	if opsListener != nil {
+		stages = append(stages, serve("ops", opsListener, p.opsDoor.tls, opsHandler(checks, metrics, p.opsDoor, face), p.log))
+		scheme := "http://"
+		if p.opsDoor.tls != nil {
+			scheme = "https://"
+		}
+		p.log.Info("serving operators", "url", scheme+opsListener.Addr().String())
 	}
 	return runStages(ctx, p.log, stages)
 }

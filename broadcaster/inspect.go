@@ -1,0 +1,170 @@
+package broadcaster
+
+import (
+	"cmp"
+	"slices"
+	"time"
+)
+
+// State is what a broadcaster knows of itself.
+type State struct {
+	Node          string `json:"node"`
+	Epoch         string `json:"epoch"`           // "" until the database has answered
+	Ready         string `json:"ready,omitempty"` // why not; "" if it is
+	Push          bool   `json:"push"`            // events are pushed; else the journal is polled
+	Polling       bool   `json:"polling"`
+	Drained       bool   `json:"drained"` // by an operator: it takes no clients
+	Connections   int    `json:"connections"`
+	Users         int    `json:"users"` // subjects of tokens
+	Subscriptions int    `json:"subscriptions"`
+	Topics        int    `json:"topics"` // with a log in memory
+	Behind        int    `json:"behind"` // topics whose log lacks events that are known to exist
+}
+
+// State counts. It looks at every topic, and is for people who ask, not for a loop.
+func (b *Broadcaster) State() State {
+	s := State{Node: b.cfg.Node, Epoch: b.Epoch(), Push: b.pushUp.Load(), Polling: b.polling()}
+	if err := b.Ready(); err != nil {
+		s.Ready = err.Error()
+	}
+	b.mu.RLock()
+	defer b.mu.RUnlock()
+	s.Drained, s.Connections, s.Users, s.Topics = b.held, len(b.sessions), len(b.perUser), len(b.topics)
+	for _, t := range b.topics {
+		t.mu.Lock()
+		s.Subscriptions += len(t.subs)
+		if len(t.subs) > 0 && t.lags() {
+			s.Behind++
+		}
+		t.mu.Unlock()
+	}
+	return s
+}
+
+// ClientState is one connection.
+type ClientState struct {
+	Session       string    `json:"session"`
+	Subject       string    `json:"subject,omitempty"` // of its token
+	Address       string    `json:"address,omitempty"` // the network that limits count it to; "" for this machine
+	Since         time.Time `json:"since"`
+	Subscriptions int       `json:"subscriptions"`
+	Behind        int64     `json:"behind"`  // events that it has yet to be sent, all subscriptions together
+	Waiting       bool      `json:"waiting"` // something is being written to it, or about to be
+}
+
+// Clients lists connections by session, after one; at most limit. subject, if not "", chooses those of one.
+func (b *Broadcaster) Clients(subject, after string, limit int) []ClientState {
+	b.mu.RLock()
+	var sessions []*session
+	for s := range b.sessions {
+		if s.id > after && (subject == "" || s.user == subject) {
+			sessions = append(sessions, s)
+		}
+	}
+	b.mu.RUnlock()
+	slices.SortFunc(sessions, func(x, y *session) int { return cmp.Compare(x.id, y.id) })
+	list := make([]ClientState, 0, min(limit, len(sessions)))
+	for _, s := range sessions[:min(limit, len(sessions))] {
+		s.mu.Lock()
+		c := ClientState{Session: s.id, Since: s.came, Subscriptions: len(s.subs), Waiting: s.flushing}
+		if s.who != nil {
+			c.Subject = s.who.Subject
+		}
+		if s.from.IsValid() {
+			c.Address = s.from.String()
+		}
+		for _, sub := range s.subs {
+			if sub.state == subLive && sub.epoch == sub.s.b.Epoch() {
+				c.Behind += max(0, sub.t.head()-sub.cursor)
+			}
+		}
+		s.mu.Unlock()
+		list = append(list, c)
+	}
+	return list
+}
+
+// TopicState is one topic that this node has in memory.
+type TopicState struct {
+	Topic       string `json:"topic"`
+	Epoch       string `json:"epoch"`
+	Head        int64  `json:"head"`  // the newest offset known to exist
+	First       int64  `json:"first"` // of the log; above Last if it is empty
+	Last        int64  `json:"last"`
+	Confirmed   bool   `json:"confirmed"` // events of it are pushed
+	Subscribers int    `json:"subscribers"`
+	Joining     int    `json:"joining"` // of these, not yet live
+	Behind      int    `json:"behind"`  // of the live ones, not yet sent everything
+	Slowest     int64  `json:"slowest"` // the lowest offset up to which a live one was sent everything; Head if there is none
+}
+
+// Topics lists topics that follow after in the order of their names, at most limit.
+func (b *Broadcaster) Topics(after string, limit int) []TopicState {
+	b.mu.RLock()
+	var names []string
+	for name := range b.topics {
+		if name > after {
+			names = append(names, name)
+		}
+	}
+	b.mu.RUnlock()
+	slices.Sort(names)
+	list := make([]TopicState, 0, min(limit, len(names)))
+	for _, name := range names[:min(limit, len(names))] {
+		if s, ok := b.Topic(name); ok {
+			list = append(list, s)
+		}
+	}
+	return list
+}
+
+// Topic is the state of one topic; false if this node has nothing of it.
+func (b *Broadcaster) Topic(name string) (TopicState, bool) {
+	t := b.topic(name)
+	if t == nil {
+		return TopicState{}, false
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	s := TopicState{Topic: name, Epoch: t.channel.Epoch, Head: t.head(), Confirmed: t.confirmed, Subscribers: len(t.subs)}
+	s.Slowest = s.Head
+	t.log.mu.RLock()
+	s.First, s.Last = t.log.first, t.log.next-1
+	t.log.mu.RUnlock()
+	for _, sub := range t.subs {
+		sub.s.mu.Lock()
+		switch {
+		case sub.state != subLive || sub.epoch != s.Epoch:
+			s.Joining++
+		case sub.cursor < s.Head:
+			s.Behind++
+			s.Slowest = min(s.Slowest, sub.cursor)
+		}
+		sub.s.mu.Unlock()
+	}
+	return s, true
+}
+
+// Hold drains this node for an operator: it takes no more clients, tells those that it has when to come back, and closes them
+// over Config.Drain. It returns how many these were, and returns when they are closed. The node stays so until Release.
+func (b *Broadcaster) Hold() int {
+	b.mu.Lock()
+	b.held = true
+	b.mu.Unlock()
+	return b.sendAway(func(*session) bool { return true })
+}
+
+// Release ends Hold. False: the node was not drained.
+func (b *Broadcaster) Release() bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	was := b.held
+	b.held = false
+	return was
+}
+
+// Disconnect closes the connections of the subject of a token, and returns how many there were. They are told to come back:
+// this is no ban.
+func (b *Broadcaster) Disconnect(subject string) int {
+	return b.sendAway(func(s *session) bool { return s.user == subject })
+}

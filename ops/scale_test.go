@@ -1,0 +1,172 @@
+package ops_test
+
+import (
+	"context"
+	"encoding/json"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/commitcast/commitcast/ops"
+)
+
+// With 100,000 topics, 50,000 dead letters, 20,000 topics that are set aside and as many events in each hop, every list comes by
+// pages and by an index.
+func TestListsByIndex(t *testing.T) {
+	d := newDesk(t)
+	d.exec(`INSERT INTO commitcast.topic (topic, partition, head, head_epoch)
+		SELECT 'market:' || i, commitcast.partition_of('market:' || i), 3, (SELECT name FROM commitcast.epoch) FROM generate_series(1, 100000) i`)
+	d.exec(`INSERT INTO commitcast.journal (topic, "offset", epoch, partition, seq, id, type, data, created_at, sequenced_at)
+		SELECT topic, o, head_epoch, partition, (row_number() OVER (PARTITION BY partition ORDER BY topic, o)), row_number() OVER (), 'test', '{"n":1}', now(), now()
+		FROM commitcast.topic, generate_series(1, 3) o`)
+	d.exec(`UPDATE commitcast.partition p SET seq = (SELECT max(seq) FROM commitcast.journal j WHERE j.partition = p.id),
+		published = (SELECT max(seq) FROM commitcast.journal j WHERE j.partition = p.id) - 500`)
+	d.exec(`INSERT INTO commitcast.dead_letter (topic, "offset", epoch, partition, seq, id, type, data, created_at, error, attempts, died_at, redriven_at)
+		SELECT 'market:' || (i % 20000), i, '1-cafe', 1, i, i, 'test', '1', now(), 'NOPERM', 16, now() - i * interval '1 s', CASE WHEN i % 10 = 0 THEN now() END
+		FROM generate_series(1, 50000) i`)
+	d.exec(`INSERT INTO commitcast.parked (topic, partition, parked_from, error, died_at)
+		SELECT 'market:' || i, commitcast.partition_of('market:' || i), 1, 'NOPERM', CASE WHEN i % 2 = 0 THEN now() END FROM generate_series(1, 20000) i`)
+	d.exec(`SELECT commitcast.append('market:' || i, 'test', '1') FROM generate_series(1, 20000) i`)
+	d.exec(`INSERT INTO commitcast.audit (who, action, target) SELECT 'alice', 'pause', 'partition 3' FROM generate_series(1, 20000)`)
+	d.exec(`INSERT INTO commitcast.river_job (kind, args, max_attempts, state, queue, finalized_at)
+		SELECT 'topic_republish', jsonb_build_object('topic', 'market:' || i), 16, 'discarded', 'republish', now() FROM generate_series(1, 20000) i`)
+	d.exec(`ANALYZE`)
+	rows, err := d.pool.Query(t.Context(), `SELECT relname FROM pg_class WHERE relnamespace = 'commitcast'::regnamespace AND relkind = 'r' AND reltuples >= 10000`)
+	if err != nil {
+		t.Fatal(err)
+	}
+	large, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	if err != nil || len(large) != 7 { // those written above, and one leaf of the journal
+		t.Fatalf("large tables: %v, %v", large, err)
+	}
+
+	ctx := t.Context()
+	last := ops.DeadLetter{}
+	plan := &ops.Plan{}
+	for _, c := range []struct {
+		name string
+		look func() (int, error)
+		want int
+	}{
+		{"status", func() (int, error) { st, err := d.console.Status(ctx, 0); return len(st.Partitions), err }, 32},
+		{"topics by name", func() (int, error) {
+			l, err := d.console.TopicsByName(ctx, ops.TopicsQuery{Limit: 50})
+			return len(l), err
+		}, 50},
+		{"topics by name, later", func() (int, error) {
+			l, err := d.console.TopicsByName(ctx, ops.TopicsQuery{Limit: 50, After: "market:55", Prefix: "market:5"})
+			if err == nil && (l[0].Topic != "market:550" || l[0].Head != 3) {
+				t.Errorf("after market:55 comes %+v", l[0])
+			}
+			return len(l), err
+		}, 50},
+		{"topics by prefix", func() (int, error) {
+			l, err := d.console.TopicsByName(ctx, ops.TopicsQuery{Prefix: "market:9999"})
+			return len(l), err
+		}, 11},
+		{"topics by lag", func() (int, error) {
+			l, err := d.console.TopicsByLag(ctx, ops.TopicsQuery{Limit: 50})
+			return len(l), err
+		}, 50},
+		{"topics by lag, later", func() (int, error) {
+			l, err := d.console.TopicsByLag(ctx, ops.TopicsQuery{Limit: 50, Skip: 10000})
+			return len(l), err
+		}, 50},
+		{"topic", func() (int, error) { s, err := d.console.Topic(ctx, "market:77"); return int(s.Head), err }, 3},
+		{"dead letters", func() (int, error) {
+			l, err := d.console.DeadLetters(ctx, ops.DeadQuery{Limit: 50})
+			if err == nil {
+				last = l[49]
+			}
+			return len(l), err
+		}, 50},
+		{"dead letters, later", func() (int, error) {
+			l, err := d.console.DeadLetters(ctx, ops.DeadQuery{Limit: 50, After: &last})
+			if err == nil && !l[0].DiedAt.Before(last.DiedAt) {
+				t.Errorf("after one of %v comes one of %v", last.DiedAt, l[0].DiedAt)
+			}
+			return len(l), err
+		}, 50},
+		{"dead letters of a topic", func() (int, error) {
+			l, err := d.console.DeadLetters(ctx, ops.DeadQuery{Topic: "market:7"})
+			return len(l), err
+		}, 3},
+		{"a dead letter", func() (int, error) { l, err := d.console.DeadLetter(ctx, "market:7", 20007); return int(l.Offset), err }, 20007},
+		{"set aside", func() (int, error) { l, err := d.console.Parked(ctx, "market:5", 50); return len(l), err }, 50},
+		{"trace", func() (int, error) { l, err := d.console.Trace(ctx, "market:77", 2, 0); return int(l.Offset), err }, 2},
+		{"audit", func() (int, error) { l, err := d.console.Audit(ctx, 10000, 50); return len(l), err }, 50},
+		{"plan", func() (int, error) {
+			var err error
+			plan, err = d.console.PlanRedrive(ctx, "market:2", 0, 0)
+			return int(plan.Events), err
+		}, 3},
+		{"redrive", func() (int, error) { r, err := d.console.Redrive(ctx, plan); return int(r.Last), err }, 3},
+	} {
+		d.asked.mu.Lock()
+		d.asked.list = nil
+		d.asked.mu.Unlock()
+		start := time.Now()
+		got, err := c.look()
+		took := time.Since(start)
+		if err != nil || got != c.want {
+			t.Fatalf("%s: %d, want %d: %v", c.name, got, c.want, err)
+		}
+		t.Logf("%-24s %v", c.name, took.Round(100*time.Microsecond))
+		if took > 5*time.Second { // 300 ms on a quiet machine: docs/operations.md
+			t.Errorf("%s took %v", c.name, took)
+		}
+		d.asked.mu.Lock()
+		list := slices.Clone(d.asked.list)
+		d.asked.mu.Unlock()
+		for _, q := range list {
+			if verb, _, _ := strings.Cut(strings.TrimSpace(withoutComments(q.SQL)), " "); !slices.Contains([]string{"SELECT", "WITH", "UPDATE", "DELETE", "INSERT"}, strings.ToUpper(verb)) {
+				continue
+			}
+			var text []byte
+			if err := d.pool.QueryRow(context.Background(), "EXPLAIN (FORMAT JSON) "+q.SQL, q.Args...).Scan(&text); err != nil {
+				if !strings.Contains(err.Error(), "to_regclass") { // a check of the schema
+					t.Errorf("%s: %v in %.200s", c.name, err, q.SQL)
+				}
+				continue
+			}
+			var plans []map[string]any
+			if err := json.Unmarshal(text, &plans); err != nil {
+				t.Fatal(err)
+			}
+			for _, name := range scanned(plans[0]["Plan"], nil) {
+				if slices.Contains(large, name) {
+					t.Errorf("%s reads all of %s: %.300s", c.name, name, q.SQL)
+				}
+			}
+		}
+	}
+}
+
+func withoutComments(sql string) string {
+	var b strings.Builder
+	for line := range strings.Lines(sql) {
+		if !strings.HasPrefix(strings.TrimSpace(line), "--") {
+			b.WriteString(line)
+		}
+	}
+	return strings.Join(strings.Fields(b.String()), " ")
+}
+
+// scanned are the relations that a plan reads as a whole, from the beginning on.
+func scanned(plan any, names []string) []string {
+	node, ok := plan.(map[string]any)
+	if !ok {
+		return names
+	}
+	if node["Node Type"] == "Seq Scan" {
+		names = append(names, node["Relation Name"].(string))
+	}
+	children, _ := node["Plans"].([]any)
+	for _, c := range children {
+		names = scanned(c, names)
+	}
+	return names
+}

@@ -1,0 +1,287 @@
+package ops
+
+import (
+	"cmp"
+	"context"
+	_ "embed"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+)
+
+var (
+	//go:embed jobs.sql
+	jobsSQL string
+	//go:embed parked.sql
+	parkedSQL string
+)
+
+const (
+	// stuckAfter is how old the oldest event of a hop may be before it counts as stuck: a hundred times what is usual.
+	stuckAfter = 5 * time.Second
+	// appenderLong is for how long a transaction that has appended may be open before it is told.
+	appenderLong = time.Minute
+	// findingsOfAKind bounds how many topics are named; the rest are counted.
+	findingsOfAKind = 10
+	// clockOff is how far the clock of a node may be from the database's.
+	clockOff = 2 * time.Second
+)
+
+// Finding is something that is not as it should be.
+type Finding struct {
+	Level   Level      `json:"level"`
+	Hop     string     `json:"hop"` // where: database, outbox, journal, redis, broadcaster, operator
+	What    string     `json:"what"`
+	Why     string     `json:"why,omitempty"`
+	Since   *time.Time `json:"since,omitempty"`
+	Affects string     `json:"affects,omitempty"`
+	Help    string     `json:"help,omitempty"` // the command, or what to do
+}
+
+func since(s float64) *time.Time {
+	t := time.Now().Add(-seconds(s))
+	return &t
+}
+
+// job is one of River's.
+type job struct {
+	ID          int64
+	Kind, State string
+	Attempt     int
+	Max         int
+	ScheduledAt time.Time
+	Error       string
+	Of          string // topic or partition
+}
+
+// findings says what is stuck, why, since when and what helps, the worst first.
+func (c *Console) findings(ctx context.Context, s *Status) []Finding {
+	var list []Finding
+	add := func(f Finding) { list = append(list, f) }
+	d := &s.Database
+	if !d.Up {
+		add(Finding{Level: Problem, Hop: "database", What: "the database does not answer, or cannot be worked with", Why: d.Error,
+			Affects: "everybody: nothing can be appended, sequenced or replayed; what is connected stays, and hears nothing new",
+			Help:    "bring Postgres back; then everything goes on by itself, and: commitcast ops status"})
+	}
+	if d.Up && d.Replica {
+		add(Finding{Level: Problem, Hop: "database", What: "this is a replica: workers cannot work here", Help: "give --database-url of the primary"})
+	}
+	workers, broadcasters := 0, 0
+	for _, n := range s.Nodes {
+		if n.Identity != nil && n.Identity.Worker != nil {
+			workers++
+		}
+		if n.Identity != nil && n.Identity.Broadcaster != nil {
+			broadcasters++
+		}
+	}
+	if s.Redis.Configured && !s.Redis.Up {
+		add(Finding{Level: Warning, Hop: "redis", What: "Redis does not answer, or does not let us in", Why: s.Redis.Error,
+			Affects: "every subscriber: events come by polling the journal, a quarter of a second later",
+			Help:    "bring Redis back; nothing is lost meanwhile, and push returns by itself"})
+	}
+	if d.Up {
+		c.findPartitions(ctx, s, workers, add)
+		c.findParked(ctx, s, add)
+		if age := seconds(d.OldestAppender); age > appenderLong {
+			add(Finding{Level: Warning, Hop: "outbox", What: "a transaction has appended events and does not end", Since: since(d.OldestAppender),
+				Affects: "its own events only, and how fast sweeps are",
+				Help:    "see who it is: docs/operations.md, Long transactions; end it with pg_terminate_backend"})
+		}
+		if workers == 0 && !slices.ContainsFunc(s.Partitions, func(p Partition) bool { return p.Owner != nil }) {
+			level := Warning
+			if s.Waiting > 0 {
+				level = Problem
+			}
+			add(Finding{Level: level, Hop: "outbox", What: "no worker was found", Affects: "every topic: committed events get no offsets",
+				Why: "none is connected to this database with an ops listener that answers, and none drains a partition", Help: "start one: commitcast worker"})
+		}
+	}
+	for _, n := range s.Nodes { // last: what is wrong there often comes from the above
+		c.findNode(s, n, add)
+	}
+	if broadcasters == 0 && (d.Up || len(c.cfg.Nodes) > 0) {
+		add(Finding{Level: Warning, Hop: "broadcaster", What: "no broadcaster was found", Affects: "every client",
+			Why: "none is connected to this database with an ops listener that answers", Help: "start one: commitcast broadcaster; or name it with --node=HOST:PORT"})
+	}
+	rank := map[Level]int{Problem: 0, Warning: 1}
+	slices.SortStableFunc(list, func(a, b Finding) int { return cmp.Compare(rank[a.Level], rank[b.Level]) })
+	return list
+}
+
+// findNode says what is wrong with one process.
+func (c *Console) findNode(s *Status, n *Node, add func(Finding)) {
+	if n.Identity == nil {
+		level, what := Warning, "a process is connected to the database, and its ops listener cannot be asked"
+		if !n.Connected {
+			level, what = Problem, "a node that was named does not answer"
+		}
+		add(Finding{Level: level, Hop: "node " + n.Address, What: what, Why: n.Error,
+			Help: "see whether it runs, and whether --ops-listen (or --ops-advertise) can be reached from here; --ops-token-file, if it wants a token"})
+		return
+	}
+	if w := n.Identity.Worker; w != nil && w.Ready != "" {
+		add(Finding{Level: Problem, Hop: "worker " + w.Node, What: "a worker does not work", Why: w.Ready, Help: "see its log"})
+	}
+	b := n.Identity.Broadcaster
+	if b == nil {
+		return
+	}
+	hop := "broadcaster " + b.Node
+	switch {
+	case b.Drained:
+		add(Finding{Level: Warning, Hop: hop, What: "it was drained and takes no clients", Help: "commitcast ops drain --undo " + b.Node})
+	case b.Polling && s.Database.Up:
+		add(Finding{Level: Warning, Hop: hop, What: "it hears nothing from Redis and polls the journal", Why: b.Ready,
+			Affects: plural(b.Connections, "client") + ": events are a quarter of a second late", Help: "see whether Redis answers there; push returns by itself"})
+	case b.Ready != "":
+		add(Finding{Level: Problem, Hop: hop, What: "it is not ready", Why: b.Ready, Affects: plural(b.Connections, "client"), Help: "see its log"})
+	}
+	if s.Database.Up && b.Epoch != "" && s.Database.Epoch != "" && b.Epoch != s.Database.Epoch {
+		add(Finding{Level: Warning, Hop: hop, What: "it is in epoch " + b.Epoch + ", the database in " + s.Database.Epoch, Affects: plural(b.Connections, "client"),
+			Help: "it moves within a second; if it does not, it reads another database"})
+	}
+	if b.Behind > 0 {
+		add(Finding{Level: Warning, Hop: hop, What: plural(b.Behind, "topic") + " are behind what exists", Affects: "their subscribers there",
+			Help: "they heal from Redis or the journal; if this stays, see its log, and commitcast ops topic NAME"})
+	}
+	if off := clockOffset(s, n); off > clockOff || off < -clockOff {
+		add(Finding{Level: Warning, Hop: hop, What: fmt.Sprintf("its clock is %v from the database's", off.Round(time.Millisecond)),
+			Affects: "latencies in metrics, and how long tokens are good", Help: "let it keep time (NTP)"})
+	}
+}
+
+// clockOffset is how far a node's clock is ahead of the database's, as far as can be seen from here.
+func clockOffset(s *Status, n *Node) time.Duration {
+	if s.Database.Clock.IsZero() || n.Identity.Now.IsZero() {
+		return 0
+	}
+	return n.Identity.Now.Sub(s.Database.Clock).Truncate(time.Second)
+}
+
+// findPartitions says which are stuck, and why.
+func (c *Console) findPartitions(ctx context.Context, s *Status, workers int, add func(Finding)) {
+	var jobs []job
+	jctx, cancel := context.WithTimeout(ctx, lookTimeout)
+	defer cancel()
+	if rows, err := c.pool.Query(jctx, jobsSQL, 100); err == nil {
+		jobs, _ = pgx.CollectRows(rows, pgx.RowToStructByPos[job])
+	}
+	failing := func(kind, of string) string {
+		for _, j := range jobs {
+			if j.Kind == kind && (of == "" || j.Of == of) {
+				return fmt.Sprintf("job %d (%s) fails: %s", j.ID, kind, j.Error)
+			}
+		}
+		return ""
+	}
+	if why := failing("journal_upkeep", ""); why != "" {
+		add(Finding{Level: Warning, Hop: "journal", What: "the journal's leaves are not looked after", Why: why,
+			Affects: "nobody yet: leaves are made three days ahead", Help: "see the worker's log"})
+	}
+	for i := range s.Partitions {
+		p := &s.Partitions[i]
+		where := fmt.Sprintf("partition %d", p.ID)
+		if p.PausedAt != nil {
+			level := Warning
+			if p.Waiting > 0 || p.Unpublished() > 0 {
+				level = Problem
+			}
+			why := p.PausedBy
+			if p.PausedWhy != "" {
+				why += ": " + p.PausedWhy
+			}
+			add(Finding{Level: level, Hop: "operator", What: where + " is paused", Why: why, Since: p.PausedAt,
+				Affects: fmt.Sprintf("its topics, a thirty-second of all; %s wait", plural(p.Waiting+p.Unpublished(), "event")),
+				Help:    fmt.Sprintf("commitcast ops resume %d", p.ID)})
+			continue
+		}
+		owner := ""
+		switch {
+		case p.Owner == nil && workers == 0:
+			owner = "no worker is there"
+		case p.Owner == nil:
+			owner = "no session drains it"
+		case p.Owner.Silent != nil && *p.Owner.Silent > stuckAfter.Seconds():
+			owner = fmt.Sprintf("the session that drains it has been silent for %v", seconds(*p.Owner.Silent).Round(time.Second))
+		}
+		reason := strings.TrimPrefix(failing("outbox_drain", fmt.Sprint(p.ID))+"; "+owner, "; ")
+		reason = strings.TrimSuffix(reason, "; ")
+		help := "see the worker's log; another worker takes over by itself: commitcast worker"
+		if seconds(p.WaitingFor) > stuckAfter {
+			add(Finding{Level: Problem, Hop: "outbox", What: fmt.Sprintf("%s is not sequenced: %s wait", where, plural(p.Waiting, "event")),
+				Why: reason, Since: since(p.WaitingFor), Affects: "subscribers of its topics see nothing new", Help: help})
+		}
+		if seconds(p.UnpublishedFor) > stuckAfter {
+			why, help := reason, help
+			level := Problem
+			if s.Redis.Configured && !s.Redis.Up {
+				why, help, level = "Redis does not answer", "bring Redis back", Warning
+			}
+			add(Finding{Level: level, Hop: "journal", What: fmt.Sprintf("%s is not published: %s wait for Redis", where, plural(p.Unpublished(), "event")),
+				Why: why, Since: since(p.UnpublishedFor), Affects: "subscribers of its topics, who are served from the journal, about a second late", Help: help})
+		}
+	}
+}
+
+// findParked tells of topics that are set aside.
+func (c *Console) findParked(ctx context.Context, s *Status, add func(Finding)) {
+	if s.SetAside == 0 {
+		return
+	}
+	pctx, cancel := context.WithTimeout(ctx, lookTimeout)
+	defer cancel()
+	parked, err := c.Parked(pctx, "", findingsOfAKind)
+	if err != nil {
+		return
+	}
+	for _, p := range parked {
+		f := Finding{Level: Warning, Hop: "redis", What: fmt.Sprintf("topic %s is set aside from offset %d on", p.Topic, p.From), Why: p.Error, Since: &p.At,
+			Affects: "its subscribers, who are served from the journal, about a second late", Help: "remove the cause; to try at once: commitcast ops redrive " + p.Topic}
+		if p.DiedAt != nil {
+			f.Level = Problem
+			f.What = fmt.Sprintf("topic %s is given up from offset %d on", p.Topic, p.From)
+			f.Help = "remove the cause; then: commitcast ops redrive " + p.Topic
+			if p.ByOperator() {
+				f.Level, f.Hop, f.What = Warning, "operator", fmt.Sprintf("topic %s is parked from offset %d on", p.Topic, p.From)
+				f.Help = "commitcast ops release " + p.Topic
+			}
+		}
+		add(f)
+	}
+	if rest := s.SetAside - int64(len(parked)); rest > 0 {
+		add(Finding{Level: Warning, Hop: "redis", What: plural(rest, "more topic") + " are set aside", Help: "commitcast ops topics --order=lag; commitcast ops dead list"})
+	}
+}
+
+// Parked is a topic that is set aside.
+type Parked struct {
+	Topic     string     `json:"topic"`
+	Partition int16      `json:"partition"`
+	From      int64      `json:"from"` // the first offset that the stream may lack
+	At        time.Time  `json:"at"`
+	Attempts  int        `json:"attempts"`
+	Error     string     `json:"error"`
+	TriedAt   *time.Time `json:"tried_at,omitempty"`
+	DiedAt    *time.Time `json:"died_at,omitempty"` // given up: nothing happens until redrive
+	Head      *int64     `json:"head,omitempty"`
+}
+
+// ByOperator: somebody parked it, and no attempt has failed.
+func (p *Parked) ByOperator() bool { return strings.HasPrefix(p.Error, parkedBy) && p.Attempts == 0 }
+
+// Parked lists topics that are set aside, after a name, at most limit.
+func (c *Console) Parked(ctx context.Context, after string, limit int) ([]Parked, error) {
+	rows, err := c.pool.Query(ctx, parkedSQL, after, page(limit))
+	if err == nil {
+		var list []Parked
+		if list, err = pgx.CollectRows(rows, pgx.RowToStructByPos[Parked]); err == nil {
+			return list, nil
+		}
+	}
+	return nil, wrap("listing topics that are set aside", err)
+}
