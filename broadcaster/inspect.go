@@ -15,7 +15,7 @@ type State struct {
 	Polling       bool   `json:"polling"`
 	Drained       bool   `json:"drained"` // by an operator: it takes no clients
 	Connections   int    `json:"connections"`
-	Users         int    `json:"users"` // subjects of tokens
+	Users         int    `json:"users"` // subjects of tokens that are connected
 	Subscriptions int    `json:"subscriptions"`
 	Topics        int    `json:"topics"` // with a log in memory
 	Behind        int    `json:"behind"` // topics whose log lacks events that are known to exist
@@ -29,7 +29,12 @@ func (b *Broadcaster) State() State {
 	}
 	b.mu.RLock()
 	defer b.mu.RUnlock()
-	s.Drained, s.Connections, s.Users, s.Topics = b.held, len(b.sessions), len(b.perUser), len(b.topics)
+	s.Drained, s.Connections, s.Topics = b.held, len(b.sessions), len(b.topics)
+	for _, u := range b.users {
+		if u.connections > 0 {
+			s.Users++
+		}
+	}
 	for _, t := range b.topics {
 		t.mu.Lock()
 		s.Subscriptions += len(t.subs)

@@ -126,7 +126,6 @@ type subject struct {
 	name, topic, token string
 	readings           [2]*reading
 	mu                 sync.Mutex
-	revoke             int64     // id of the event
 	revoked            time.Time // the transaction had committed
 	restoring          time.Time // the transaction that restores was about to begin
 	wanted             bool      // it is to be revoked …
