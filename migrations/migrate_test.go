@@ -20,7 +20,7 @@ const schemaSQL = `
 SELECT string_agg(line, E'\n' ORDER BY line) FROM (
     SELECT format('%s.%s %s', c.relname, a.attname, format_type(a.atttypid, a.atttypmod)) AS line
     FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid
-    WHERE c.relnamespace = 'commitcast'::regnamespace AND a.attnum > 0
+    WHERE c.relnamespace = 'commitcast'::regnamespace AND a.attnum > 0 AND NOT a.attisdropped
     UNION ALL SELECT conname || ' ' || pg_get_constraintdef(oid) FROM pg_constraint WHERE connamespace = 'commitcast'::regnamespace
     UNION ALL SELECT p.oid::regprocedure || md5(p.prosrc) FROM pg_proc p WHERE pronamespace = 'commitcast'::regnamespace
 ) x`

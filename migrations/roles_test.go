@@ -364,7 +364,7 @@ func TestRolesStayInTheirPlace(t *testing.T) {
 		{operator, `SELECT commitcast.redrive_topics()`, ""},
 		{operator, `SELECT commitcast.begin_epoch(NULL, 'by hand')`, ""},
 		{operator, `UPDATE commitcast.parked SET died_at = NULL`, denied},
-		{operator, `DELETE FROM commitcast.dead_letter`, denied},
+		{operator, `DELETE FROM commitcast.dead_letter`, ""}, // after a look at them,
 	} {
 		if got := code(t, c.conn, c.sql); got != c.want {
 			t.Errorf("%s by %s: %q, want %q", c.sql, one[string](t, c.conn, `SELECT current_user`), got, c.want)

@@ -240,7 +240,7 @@ func (d *demo) run(ctx context.Context, l net.Listener) error {
 	serving := make(chan struct{})
 	go func() { // owned by run, which waits for serving
 		defer close(serving)
-		if err := web.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+		if err := web.Serve(listener{l, d.server.tabs}); !errors.Is(err, http.ErrServerClosed) {
 			cancel(fmt.Errorf("serving the page: %w", err))
 		}
 	}()
