@@ -51,14 +51,15 @@ BEGIN
 END $$;
 
 -- pause_partition: pauses a partition. False: it is paused already. The term that it begins is nobody's: the drain that runs
--- can sequence no more from here on, and ends when it next asks.
+-- can sequence no more from here on, and ends when it next asks; nor can those that are ordered already, whose terms lie a
+-- few above, and which sequence in the same round trip in which they learn that they may not begin.
 -- Called by operators. Locks: partition row.
 CREATE FUNCTION commitcast.pause_partition(p smallint, who text, why text) RETURNS boolean
     LANGUAGE plpgsql VOLATILE SECURITY DEFINER
     SET search_path = pg_catalog, pg_temp
     AS $$
 BEGIN
-    UPDATE commitcast.partition SET term = term + 1, paused_at = clock_timestamp(), paused_by = who, paused_why = why
+    UPDATE commitcast.partition SET term = term + 1000, paused_at = clock_timestamp(), paused_by = who, paused_why = why
     WHERE id = p AND paused_at IS NULL;
     RETURN FOUND;
 END $$;

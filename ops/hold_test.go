@@ -31,10 +31,18 @@ func TestPauseHoldsAPartition(t *testing.T) {
 	p, near := wire.Partition(topic), other(topic)
 	d.append(topic, 3)
 	d.settled()
+	var term int64
+	if err := d.pool.QueryRow(t.Context(), `SELECT term FROM commitcast.partition WHERE id = $1`, p).Scan(&term); err != nil {
+		t.Fatal(err)
+	}
 	if err := d.console.Pause(t.Context(), p, "a test"); err != nil { // while it is being drained
 		t.Fatal(err)
 	}
 	d.append(topic, 5)
+	// Drains that were ordered before sequence in the round trip in which they learn that they may not begin.
+	if !d.holds(`SELECT sequenced = 0 FROM commitcast.sequence(ARRAY[$1::int::smallint], ARRAY[$2::bigint], 100, NULL, ARRAY[NULL::bigint], 0)`, p, term+10) {
+		t.Error("a drain that was ordered before sequenced a paused partition")
+	}
 	// A drain that was ordered before, or by a worker that does not know of pauses.
 	if d.holds(`SELECT commitcast.begin_drain($1::int::smallint, 1000000)`, p) {
 		t.Error("a drain of a paused partition began")
