@@ -9,6 +9,7 @@ import (
 	"strings"
 	"sync"
 	"time"
+	"unicode/utf8"
 
 	"github.com/commitcast/commitcast/auth"
 	"github.com/commitcast/commitcast/wire"
@@ -44,6 +45,10 @@ func (b *Broadcaster) verify(ctx context.Context, token string) (*auth.Identity,
 	ctx, cancel := context.WithTimeout(ctx, b.cfg.AuthTimeout)
 	defer cancel()
 	who, err := b.cfg.Verifier.Verify(ctx, token)
+	if err == nil && (!utf8.ValidString(who.Subject) || strings.ContainsRune(who.Subject, 0)) {
+		// The database would refuse a whole batch of positions for it, those of others, too.
+		who, err = nil, fmt.Errorf("%w: its subject is no text", auth.ErrRefused)
+	}
 	outcome := "accepted"
 	switch {
 	case errors.Is(err, auth.ErrRefused):
@@ -240,6 +245,9 @@ func (s *session) review(ctx context.Context, tried int) {
 // hold asks about each of some subscriptions whether a token allows it. next is when the first of those ends that cannot be
 // decided about; zero: never.
 func (s *session) hold(ctx context.Context, who *auth.Identity, subs []*subscription) (undecided bool, next time.Time) {
+	// For all of them together: where nobody decides, each one's own end must come in time.
+	ctx, cancel := context.WithTimeout(ctx, s.b.cfg.AuthTimeout)
+	defer cancel()
 	var all sync.WaitGroup
 	turns := make(chan struct{}, reviewsAtOnce)
 	for _, sub := range subs {

@@ -560,3 +560,13 @@ func TestWebhookDownOrSlow(t *testing.T) {
 	r.commit("a", 1)
 	c.ExpectEvents("a", 6, 6)
 }
+
+// Subjects reach the database in batches: one that it would not take must not spoil those of others.
+func TestSubjectIsText(t *testing.T) {
+	r, issuer := newAuthRig(t, broadcaster.Config{})
+	for _, subject := range []string{"x\x00", "\x00"} {
+		if status, _, body := answerOf(t, r.events("t"), bearer(issuer.Token(subject, []string{"**"}, nil))); status != http.StatusUnauthorized {
+			t.Errorf("%q: %d %s", subject, status, body)
+		}
+	}
+}

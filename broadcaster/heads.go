@@ -212,6 +212,7 @@ func (b *Broadcaster) recheck(t *topic) {
 		sub.s.mu.Lock()
 		if sub.recheck() {
 			again = append(again, sub)
+			sub.s.advance() // what it had read is dropped
 		}
 		sub.s.mu.Unlock()
 	}

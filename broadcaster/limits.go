@@ -240,6 +240,9 @@ func (b *Broadcaster) newPings(cut func()) (may func() bool) {
 // startReplay puts a subscription in line for a page of a replay, and begins it if there is a place: one client with many
 // subscriptions that are behind takes Config.MaxReplays places at most. Called with the session's mu held.
 func (s *session) startReplay(sub *subscription) {
+	if len(s.line) >= s.b.cfg.MaxSubscriptions { // some have ended, or begun anew
+		s.line = slices.DeleteFunc(s.line, func(q queued) bool { return q.sub.life != q.life })
+	}
 	s.line = append(s.line, queued{sub, sub.life})
 	if s.advance(); len(s.line) > 0 {
 		s.b.hit(limitReplays)

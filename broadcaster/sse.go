@@ -92,13 +92,14 @@ func (b *Broadcaster) serveEvents(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	defer s.end()
+	defer e.stop()
 	if who != nil {
 		if err := s.admit(who); err != nil {
+			e.stop() // what a drain says meanwhile must not come into the answer
 			b.turnAway(w, "", "too many connections of this user") // it came to be since identify
 			return
 		}
 	}
-	defer e.stop()
 	if err := e.write(fmt.Appendf(nil, "retry: %d\n\n", (sseRetry+jitter(sseRetryJitter)).Milliseconds()), b.cfg.WriteTimeout); err != nil {
 		b.log.Debug("events cannot be sent", "error", err)
 		return

@@ -84,6 +84,7 @@ func (sub *subscription) collect(p []byte, budget int) (_ []byte, more bool) {
 		sub.s.startReplay(sub)
 	case nextCheck:
 		sub.s.b.after(jitter(100*time.Millisecond), func() { sub.s.b.joiner.add(sub) })
+		sub.s.advance()
 	case nextEnd:
 		sub.fencedLocked()
 		sub.s.b.spawn(func(context.Context) { sub.s.b.detach(sub) }) // a topic's lock comes before a session's

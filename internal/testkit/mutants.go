@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -13,13 +14,14 @@ import (
 // Mutation takes one rule out of the source of the package under test, to see a test turn red for it. What the
 // product does is not changed by any flag: the mutations are made in a copy of the source.
 type Mutation struct {
-	Name   string // what is missing
-	File   string // in the package's folder
-	After  string // where Old is looked for: behind this text; anywhere, if empty
-	Old    string // statements that stand there once, or a condition
-	New    string // what stands there instead
-	Cond   bool   // Old and New are conditions
-	Caught string // the test fails and says this
+	Name   string   // what is missing
+	File   string   // in the package's folder
+	After  string   // where Old is looked for: behind this text; anywhere, if empty
+	Old    string   // statements that stand there once, or a condition
+	New    string   // what stands there instead
+	Cond   bool     // Old and New are conditions
+	Caught string   // the test fails and says this
+	Args   []string // more arguments of the binary
 }
 
 // Mutants runs one test of the package under test with each mutation in turn and fails where it stays green. All
@@ -33,7 +35,7 @@ func Mutants(t *testing.T, test string, mutations []Mutation, args ...string) {
 	binary := mutated(t, folder, mutations)
 	for _, m := range mutations {
 		t.Run(strings.ReplaceAll(m.Name, " ", "-"), func(t *testing.T) {
-			cmd := exec.CommandContext(t.Context(), binary, append([]string{"-test.run=^" + test + "$"}, args...)...)
+			cmd := exec.CommandContext(t.Context(), binary, slices.Concat([]string{"-test.run=^" + test + "$"}, args, m.Args)...)
 			cmd.Dir = folder
 			cmd.Env = append(os.Environ(), "MUTANT="+m.Name)
 			out, err := cmd.CombinedOutput()
