@@ -218,7 +218,7 @@ func TestRedisTLS(t *testing.T) {
 		"another name":      {at("localhost"), ours.Client("worker"), "localhost"},
 		// Redis closes at once, and its alert is lost, or it waits for more of what it takes for a command.
 		"no certificate":     {at("127.0.0.1"), ours.Client(), ""},
-		"another's":          {at("127.0.0.1"), &tls.Config{RootCAs: ours.Client().RootCAs, Certificates: others.Client("worker").Certificates}, "tls"},
+		"another's":          {at("127.0.0.1"), &tls.Config{RootCAs: ours.Client().RootCAs, Certificates: others.Client("worker").Certificates}, ""},
 		"plain, to TLS":      {strings.Replace(at("127.0.0.1"), "rediss", "redis", 1), nil, ""},
 		"TLS, to plain text": {"rediss://:" + server.Password() + "@" + server.Addr(), ours.Client("worker"), ""},
 	} {
