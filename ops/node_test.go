@@ -10,6 +10,7 @@ import (
 	"sync"
 	"testing"
 
+	"github.com/coder/websocket"
 	"github.com/jackc/pgx/v5"
 
 	"github.com/commitcast/commitcast/internal/testkit"
@@ -90,6 +91,45 @@ func TestTokenGoesWhereTheOperatorSaid(t *testing.T) {
 	for host := range trusted {
 		if !strings.HasPrefix(got[host], "Bearer secret;") {
 			t.Errorf("%s was told %q", host, got[host])
+		}
+	}
+}
+
+// A client's token goes to the sockets that the operator named, and never to where a node says that its clients connect.
+func TestDoctorKeepsTheClientsToken(t *testing.T) {
+	d := newDesk(t)
+	heard := make(chan string, 8)
+	sockets := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		ws, err := websocket.Accept(w, r, &websocket.AcceptOptions{Subprotocols: r.Header["Sec-Websocket-Protocol"]})
+		if err != nil {
+			return
+		}
+		defer ws.CloseNow()
+		if _, text, err := ws.Read(r.Context()); err == nil {
+			heard <- string(text)
+		}
+	}))
+	defer sockets.Close()
+	at := "ws" + strings.TrimPrefix(sockets.URL, "http") + "/v1/ws"
+	for _, c := range []struct {
+		auth, told bool
+		urls       []string
+		connected  int
+	}{{auth: false, connected: 1}, {auth: true, connected: 0}, {auth: true, told: true, urls: []string{at}, connected: 1}} {
+		node := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			fmt.Fprintf(w, `{"client_url":%q,"auth":%v,"broadcaster":{"node":"b1"}}`, at, c.auth)
+		}))
+		console := ops.New(d.pool, nil, ops.Config{Who: "alice", Nodes: []string{node.Listener.Addr().String()}})
+		_, err := console.Doctor(t.Context(), ops.DoctorConfig{Event: true, ClientToken: "secret", ClientURLs: c.urls})
+		console.Close()
+		node.Close()
+		if err != nil || len(heard) != c.connected {
+			t.Errorf("%+v: connected %d times, %v", c, len(heard), err)
+		}
+		for len(heard) > 0 {
+			if said := <-heard; strings.Contains(said, "secret") != c.told {
+				t.Errorf("%+v: %s", c, said)
+			}
 		}
 	}
 }

@@ -35,7 +35,15 @@ func TestVisible(t *testing.T) {
 // Whatever comes from elsewhere is shown, and never obeyed: only our own colours reach a terminal.
 func TestNothingFromElsewhereCommandsTheTerminal(t *testing.T) {
 	var out strings.Builder
-	p := &page{&out, true}
+	p := &page{&out, false}
+	aligned := newTable("A", "B")
+	aligned.add("\x1b", "|")
+	aligned.add("long", "|")
+	p.print(aligned)
+	if want := "A     B\n\\x1b  |\nlong  |\n"; out.String() != want {
+		t.Errorf("%q, want %q", out.String(), want)
+	}
+	p.colours = true
 	list := newTable("A", ">B", "C")
 	list.add(evil, cell{evil, red}, errors.New(evil))
 	p.print(list)
