@@ -78,26 +78,30 @@ END $$;
 -- park_topic: sets a topic aside until it is released; null: it is set aside already. Returns the first offset that the stream
 -- may lack from now on. The drain of its partition is passed by the next term, which knows of it: a drain asks only at
 -- its beginning which topics are set aside, and then about those that it set aside itself.
--- Called by operators. Locks in order: partition row, the topic's row in parked.
--- Invariant: a topic is set aside before partition.published passes an event of it that the stream lacks.
+-- Called by operators. Locks in order: partition row, the topic's row in parked; the journal is read before.
+-- Invariant: a topic is set aside before partition.published passes an event of it that the stream lacks. What is read without
+-- the lock only grows, and in this order it says too little at most: an event that the stream lacks when the lock is held is either
+-- beyond the head that was read, or among those that were not published then.
 CREATE FUNCTION commitcast.park_topic(p_topic text, why text) RETURNS bigint
     LANGUAGE plpgsql VOLATILE SECURITY DEFINER
     SET search_path = pg_catalog, pg_temp
     AS $$
 DECLARE
-    q commitcast.partition;
+    p smallint := commitcast.partition_of(p_topic);
+    done bigint;
     since bigint;
 BEGIN
-    UPDATE commitcast.partition SET term = term + 1 WHERE id = commitcast.partition_of(p_topic) RETURNING * INTO q;
     SELECT head + 1 INTO since FROM commitcast.topic WHERE topic = p_topic;
     IF since IS NULL THEN
         RAISE EXCEPTION 'commitcast: there is no topic "%"', p_topic USING ERRCODE = '22023';
     END IF;
+    SELECT published INTO done FROM commitcast.partition WHERE id = p;
     SELECT coalesce(min(j."offset"), since) INTO since FROM (
-        SELECT topic, "offset" FROM commitcast.journal WHERE partition = q.id AND seq > q.published ORDER BY seq) j
+        SELECT topic, "offset" FROM commitcast.journal WHERE partition = p AND seq > done ORDER BY seq) j
     WHERE j.topic = p_topic;
+    UPDATE commitcast.partition SET term = term + 1 WHERE id = p;
     INSERT INTO commitcast.parked (topic, partition, parked_from, error, died_at)
-    VALUES (p_topic, q.id, since, why, clock_timestamp())
+    VALUES (p_topic, p, since, why, clock_timestamp())
     ON CONFLICT (topic) DO NOTHING;
     RETURN CASE WHEN FOUND THEN since END;
 END $$;
@@ -114,6 +118,7 @@ BEGIN
     UPDATE commitcast.river_job SET state = 'available', scheduled_at = clock_timestamp()
     WHERE id = (SELECT id FROM commitcast.river_job WHERE kind = 'topic_republish' AND args @> jsonb_build_object('topic', p_topic)
         AND state IN ('retryable', 'scheduled') ORDER BY id DESC LIMIT 1)
+        AND state IN ('retryable', 'scheduled') -- it may have begun to run while its row was waited for
     RETURNING id INTO job;
     RETURN job;
 END $$;

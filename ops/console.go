@@ -24,6 +24,8 @@ const (
 	lookTimeout = 3 * time.Second
 	// statementTimeout ends a statement that has got into something.
 	statementTimeout = 30 * time.Second
+	// idleTimeout bounds how long an operator whose network has gone holds a partition's row: no action waits for a person.
+	idleTimeout = 5 * time.Second
 	// MaxPage is how many rows one page of a list has at most.
 	MaxPage = 1000
 	// maxWho is the longest name of an operator in the record, in bytes.
@@ -47,7 +49,7 @@ var (
 type Config struct {
 	// Who is the operator, for the record. Default: the user and host of this process.
 	Who string
-	// Token is what ops listeners ask for (--ops-token-file). Default none.
+	// Token is what ops listeners ask for (--ops-token-file). It goes to Nodes and to loopback only. Default none.
 	Token string
 	// Nodes are addresses of ops listeners, host:port, besides those that the database knows: they are asked while it is away.
 	Nodes []string
@@ -91,7 +93,10 @@ func New(pool *pgxpool.Pool, redis *stream.Redis, cfg Config) *Console {
 func Session(config *pgx.ConnConfig) {
 	for name, value := range map[string]string{"application_name": "commitcast ops", "default_transaction_isolation": "read committed",
 		"default_transaction_read_only": "off", "statement_timeout": strconv.FormatInt(statementTimeout.Milliseconds(), 10),
-		"jit": "off", // compiling takes longer than any look
+		"jit":                                 "off", // compiling takes longer than any look
+		"idle_in_transaction_session_timeout": strconv.FormatInt(idleTimeout.Milliseconds(), 10),
+		"tcp_user_timeout":                    strconv.FormatInt(idleTimeout.Milliseconds(), 10),
+		"tcp_keepalives_idle":                 "1", "tcp_keepalives_interval": "1", "tcp_keepalives_count": "3",
 	} {
 		config.RuntimeParams[name] = value
 	}

@@ -51,7 +51,7 @@ type Diagnosis struct {
 type DoctorConfig struct {
 	// Event is whether an event is sent all the way, of the topic CanaryTopic: the one thing that changes something.
 	Event bool
-	// ClientToken is the token of a client that may read CanaryTopic, for broadcasters that want one.
+	// ClientToken is the token of a client that may read CanaryTopic. It goes to ClientURLs only.
 	ClientToken string
 	// ClientURLs are addresses of WebSockets to watch besides those that the broadcasters tell: that of a load balancer, say.
 	ClientURLs []string

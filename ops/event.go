@@ -26,31 +26,30 @@ func (c *Console) examineEvent(ctx context.Context, nodes []*Node, cfg DoctorCon
 	ctx, cancel := context.WithTimeout(ctx, 2*eventWithin)
 	defer cancel()
 	type watched struct {
-		name, url string
-		auth      bool
-		w         *watcher
-		err       error
-		took      time.Duration
+		name, url, token string
+		w                *watcher
+		err              error
+		took             time.Duration
 	}
 	var all []*watched
 	for _, n := range nodes {
-		if n.Identity != nil && n.Identity.Broadcaster != nil && n.Identity.ClientURL != "" {
-			all = append(all, &watched{name: n.Name(), url: clientURL(n), auth: n.Identity.Auth})
+		if n.Identity == nil || n.Identity.Broadcaster == nil || n.Identity.ClientURL == "" {
+			continue
+		}
+		switch u := clientURL(n); {
+		case slices.Contains(cfg.ClientURLs, u): // below
+		case n.Identity.Auth: // a token does not go where a node says
+			add(area, n.Name(), Warning, "its clients need a token, so it is not watched at "+u, "--url with its WebSocket, and --token-file with a token that may read "+CanaryTopic)
+		default:
+			all = append(all, &watched{name: n.Name(), url: u})
 		}
 	}
 	for _, u := range cfg.ClientURLs {
-		all = append(all, &watched{name: u, url: u})
+		all = append(all, &watched{name: u, url: u, token: cfg.ClientToken})
 	}
-	all = slices.DeleteFunc(all, func(w *watched) bool {
-		if w.auth && cfg.ClientToken == "" {
-			add(area, w.name, Warning, "its clients need a token, and none was given: it is not watched", "--token-file, with a token that may read "+CanaryTopic)
-			return true
-		}
-		return false
-	})
 	var wg sync.WaitGroup
 	for _, w := range all {
-		wg.Go(func() { w.w, w.err = watch(ctx, w.url, cfg.ClientToken) }) // waited for below
+		wg.Go(func() { w.w, w.err = watch(ctx, w.url, w.token) }) // waited for below
 	}
 	wg.Wait()
 	defer func() {

@@ -1,12 +1,15 @@
 package ops_test
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"strings"
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/jackc/pgx/v5"
 
 	"github.com/commitcast/commitcast/internal/testkit"
 	"github.com/commitcast/commitcast/ops"
@@ -264,4 +267,121 @@ func (d *desk) fingerprint() (s string) {
 		d.t.Fatal(err)
 	}
 	return s
+}
+
+// An operator whose network goes away holds nothing for long.
+func TestSessionEndsWithItsOperator(t *testing.T) {
+	d := newDesk(t)
+	if !d.holds(`SELECT current_setting('idle_in_transaction_session_timeout')::interval BETWEEN '1s' AND '5s'`) {
+		t.Error("an idle transaction holds its locks")
+	}
+	config, err := pgx.ParseConfig(d.url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ops.Session(config)
+	for _, name := range []string{"tcp_user_timeout", "tcp_keepalives_idle", "tcp_keepalives_interval", "tcp_keepalives_count"} {
+		if config.RuntimeParams[name] == "" { // on a socket of this machine Postgres says 0, whatever is asked for
+			t.Errorf("%s is not set", name)
+		}
+	}
+}
+
+// The journal is read before the partition's row is held: who waits for the one does not hold up the other.
+func TestParkReadsWithoutThePartition(t *testing.T) {
+	d := newDesk(t)
+	d.exec(`INSERT INTO commitcast.topic VALUES ('t', commitcast.partition_of('t'), 4, '1-cafe')`)
+	d.exec(`UPDATE commitcast.partition SET seq = 7, published = 5 WHERE id = commitcast.partition_of('t')`)
+	d.exec(`INSERT INTO commitcast.journal SELECT 't', o, '1-cafe', commitcast.partition_of('t'), o + 3, o, 'test', NULL, '1', NULL, now(), now() FROM generate_series(1, 4) o`)
+	ctx := t.Context()
+	tx, err := d.pool.Begin(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tx.Rollback(context.WithoutCancel(ctx))
+	if _, err := tx.Exec(ctx, `SET LOCAL idle_in_transaction_session_timeout = 0; LOCK TABLE commitcast.journal IN ACCESS EXCLUSIVE MODE`); err != nil {
+		t.Fatal(err)
+	}
+	type parked struct {
+		from int64
+		err  error
+	}
+	done := make(chan parked, 1)
+	go func() { // waited for below
+		var p parked
+		p.err = d.pool.QueryRow(ctx, `SELECT commitcast.park_topic('t', 'x')`).Scan(&p.from)
+		done <- p
+	}()
+	testkit.Eventually(t, 20*time.Second, func() bool {
+		return d.holds(`SELECT EXISTS (SELECT FROM pg_locks WHERE relation = 'commitcast.journal'::regclass AND NOT granted)`)
+	}, "parking waits for the journal")
+	d.exec(`SELECT FROM commitcast.partition WHERE id = commitcast.partition_of('t') FOR UPDATE NOWAIT`)
+	if err := tx.Rollback(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if p := <-done; p.err != nil || p.from != 3 { // offset 2 has seq 5
+		t.Errorf("parked from %d: %v", p.from, p.err)
+	}
+	if !d.holds(`SELECT term = 1 FROM commitcast.partition WHERE id = commitcast.partition_of('t')`) {
+		t.Error("the drain that runs was not passed")
+	}
+}
+
+// What changed between look and act: a topic that was set aside, a range that was ordered, a job that began to run.
+func TestRedriveOfWhatChanged(t *testing.T) {
+	d := newDesk(t)
+	ctx := t.Context()
+	d.exec(`INSERT INTO commitcast.topic SELECT topic, commitcast.partition_of(topic), 4, '1-cafe' FROM unnest(ARRAY['a', 'b', 'c']) topic`)
+	d.exec(`INSERT INTO commitcast.journal SELECT 'a', o, '1-cafe', commitcast.partition_of('a'), o, o, 'test', NULL, '1', NULL, now(), now() FROM generate_series(1, 4) o`)
+	d.exec(`SELECT commitcast.begin_epoch(NULL, 'test')`)
+	plan := func(topic string, from int64) *ops.Plan {
+		t.Helper()
+		p, err := d.console.PlanRedrive(ctx, topic, from, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return p
+	}
+	ranged := plan("a", 1)
+	d.exec(`SELECT commitcast.park_topic('a', 'x')`)
+	if _, err := d.console.Redrive(ctx, ranged); !errors.Is(err, ops.ErrConflict) || d.holds(`SELECT EXISTS (SELECT FROM commitcast.redrive)`) {
+		t.Errorf("a range of a topic that was set aside: %v", err)
+	}
+
+	d.exec(`INSERT INTO commitcast.parked (topic, partition, parked_from, error, died_at) VALUES ('b', commitcast.partition_of('b'), 2, 'x', now())`)
+	whole := plan("b", 0)
+	d.exec(`INSERT INTO commitcast.redrive (topic, first, last, next, audit) VALUES ('b', 1, 2, 1, 1)`)
+	if _, err := d.console.Redrive(ctx, whole); !errors.Is(err, ops.ErrConflict) || d.holds(`SELECT died_at IS NULL FROM commitcast.parked WHERE topic = 'b'`) {
+		t.Errorf("a topic with a range under way: %v", err)
+	}
+
+	d.exec(`INSERT INTO commitcast.river_job (kind, args, state, max_attempts, priority, queue, errors, attempt)
+		VALUES ('topic_republish', '{"topic":"c"}', 'retryable', 9, 1, 'q', NULL, 1)`)
+	tx, err := d.pool.Begin(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tx.Rollback(context.WithoutCancel(ctx))
+	if _, err := tx.Exec(ctx, `SET LOCAL idle_in_transaction_session_timeout = 0; UPDATE commitcast.river_job SET state = 'running'`); err != nil {
+		t.Fatal(err)
+	}
+	type retried struct {
+		job *int64
+		err error
+	}
+	done := make(chan retried, 1)
+	go func() { // waited for below
+		var r retried
+		r.err = d.pool.QueryRow(ctx, `SELECT commitcast.retry_republish('c')`).Scan(&r.job)
+		done <- r
+	}()
+	testkit.Eventually(t, 20*time.Second, func() bool {
+		return d.holds(`SELECT EXISTS (SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock' AND query LIKE '%retry_republish(''c'')%' AND pid <> pg_backend_pid())`)
+	}, "the retry waits for the job")
+	if err := tx.Commit(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if r := <-done; r.err != nil || r.job != nil || !d.holds(`SELECT state = 'running' FROM commitcast.river_job WHERE kind = 'topic_republish'`) {
+		t.Errorf("a job that runs was made available: %v, %v", r.job, r.err)
+	}
 }

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/netip"
 	"net/url"
 	"slices"
 	"strconv"
@@ -91,10 +92,15 @@ func (n *Node) Kind() string {
 }
 
 // Addresses are those of the ops listeners of processes that are connected to the database now. Each of their sessions says it
-// in its application_name, behind an @, so nobody is listed who is gone.
+// in its application_name, behind an @, so nobody is listed who is gone. Any login can say anything there: only those are believed
+// that may work or read, or own the schema.
 func (c *Console) addresses(ctx context.Context) ([]string, error) {
 	rows, err := c.pool.Query(ctx, `SELECT DISTINCT substr(application_name, strpos(application_name, '@') + 1) FROM pg_stat_activity
-		WHERE datname = current_database() AND application_name LIKE 'commitcast%@_%' ORDER BY 1 LIMIT $1`, maxNodes)
+		WHERE datname = current_database() AND application_name LIKE 'commitcast%@_%' AND EXISTS (
+			SELECT FROM (SELECT oid FROM pg_roles WHERE rolname IN ('commitcast_worker', 'commitcast_reader')
+				UNION ALL SELECT nspowner FROM pg_namespace WHERE nspname = 'commitcast') AS believed (role)
+			WHERE pg_has_role(usesysid, role, 'member'))
+		ORDER BY 1 LIMIT $1`, maxNodes)
 	if err != nil {
 		return nil, wrap("looking for nodes", err)
 	}
@@ -333,7 +339,8 @@ func (c *Console) fetch(ctx context.Context, method, address, path string, body 
 	if body != nil {
 		req.Header.Set("Content-Type", "application/json")
 	}
-	if c.cfg.Token != "" {
+	trusted := c.trusts(address)
+	if c.cfg.Token != "" && trusted {
 		req.Header.Set("Authorization", "Bearer "+c.cfg.Token)
 	}
 	resp, err := c.cfg.HTTP.Do(req)
@@ -352,6 +359,8 @@ func (c *Console) fetch(ctx context.Context, method, address, path string, body 
 	switch {
 	case err != nil:
 		return nil, err
+	case resp.StatusCode == http.StatusUnauthorized && c.cfg.Token != "" && !trusted:
+		return nil, fmt.Errorf("%w: it wants a token; name it with --node", ErrForbidden)
 	case resp.StatusCode == http.StatusUnauthorized:
 		return nil, fmt.Errorf("%w: it wants the token of --ops-token-file", ErrForbidden)
 	case resp.StatusCode == http.StatusConflict:
@@ -360,6 +369,13 @@ func (c *Console) fetch(ctx context.Context, method, address, path string, body 
 		return nil, fmt.Errorf("it answers %s: %s", resp.Status, clip(strings.TrimSpace(string(text))))
 	}
 	return text, nil
+}
+
+// trusts reports whether an address may get the token, which goes there in clear: the operator has named it, or it is on this
+// machine. Where only a session claims it, whoever may log in as a worker or reader would get the token.
+func (c *Console) trusts(address string) bool {
+	at, err := netip.ParseAddrPort(address) // strict: "127.0.0.1:1@elsewhere" is none
+	return err == nil && at.Addr().IsLoopback() || slices.Contains(c.cfg.Nodes, address)
 }
 
 // counted are the counters that a look reads, summed over their labels.

@@ -141,7 +141,7 @@ func (c *Console) Redrive(ctx context.Context, p *Plan) (*Redriving, error) {
 		if p.Range {
 			ordered, err := worker.RedriveRange(ctx, tx, p.Topic, p.First, p.Last, audit)
 			if err == nil && !ordered {
-				err = fmt.Errorf("%w: a redrive of %q is under way already; look again", ErrConflict, p.Topic)
+				err = fmt.Errorf("%w: a redrive of %q is under way already, or it has been set aside; look again", ErrConflict, p.Topic)
 			}
 			return "", err
 		}
@@ -155,8 +155,11 @@ func (c *Console) Redrive(ctx context.Context, p *Plan) (*Redriving, error) {
 		if err != nil || p.Events == 0 {
 			return "done", err
 		}
-		_, err = tx.Exec(ctx, `INSERT INTO commitcast.redrive (topic, first, last, next, audit) VALUES ($1, $2, $3, $2, $4) ON CONFLICT (topic) DO NOTHING`,
+		tag, err := tx.Exec(ctx, `INSERT INTO commitcast.redrive (topic, first, last, next, audit) VALUES ($1, $2, $3, $2, $4) ON CONFLICT (topic) DO NOTHING`,
 			p.Topic, p.First, p.Last, audit)
+		if err == nil && tag.RowsAffected() == 0 {
+			err = fmt.Errorf("%w: a redrive of %q is under way already; look again", ErrConflict, p.Topic)
+		}
 		return "", err
 	})
 	return r, err

@@ -38,8 +38,9 @@ type ledger interface {
 	park(ctx context.Context, partition int16, refusals []refusal) error
 	// position reads where a topic stands.
 	position(ctx context.Context, topic string) (position, error)
-	// progress notes that the stream has everything of a topic before next, in an epoch: whoever goes on begins there.
-	progress(ctx context.Context, topic string, next int64, epoch string) error
+	// progress notes that the stream has everything of a topic before next, in an epoch: whoever goes on begins there. Of a topic
+	// that was not set aside, it says so of what was ordered only.
+	progress(ctx context.Context, topic string, next int64, epoch string, parked bool) error
 	// unpark ends a topic's being set aside, if it was, and what an operator has ordered of it before next.
 	unpark(ctx context.Context, topic string, next int64, parked bool) error
 	// readTopic reads events of a topic. They are contiguous, and begin at offset from unless that is past retention.
@@ -67,8 +68,8 @@ func (d database) position(ctx context.Context, topic string) (p position, err e
 	return p, err
 }
 
-func (d database) progress(ctx context.Context, topic string, next int64, epoch string) error {
-	if _, err := d.pool.Exec(ctx, progressSQL, topic, next, epoch); err != nil {
+func (d database) progress(ctx context.Context, topic string, next int64, epoch string, parked bool) error {
+	if _, err := d.pool.Exec(ctx, progressSQL, topic, next, epoch, parked); err != nil {
 		return fmt.Errorf("noting how far %q is: %w", topic, err)
 	}
 	return nil

@@ -415,6 +415,29 @@ func (b *bench) hasJob(topic string) bool {
 	return scalar[bool](b, `SELECT EXISTS (SELECT FROM commitcast.river_job WHERE kind = 'topic_republish' AND args->>'topic' = $1)`, topic)
 }
 
+// What a job notes of a range that was ordered says nothing of a topic that is set aside meanwhile.
+func TestProgressOfARangeLeavesWhatIsSetAside(t *testing.T) {
+	b := newBench(t)
+	epoch := scalar[string](b, `SELECT name FROM commitcast.epoch ORDER BY ordinal DESC LIMIT 1`)
+	b.exec(`INSERT INTO commitcast.parked (topic, partition, parked_from, error) VALUES ('x', commitcast.partition_of('x'), 3, 'x')`)
+	b.exec(`INSERT INTO commitcast.redrive (topic, first, last, next, audit) VALUES ('x', 1, 9, 1, 1)`)
+	d := database{&Worker{pool: b.pool}, b.pool}
+	for _, c := range []struct {
+		parked     bool
+		epoch      string
+		next       int64
+		from, goOn int64
+	}{{false, "1-beef", 5, 3, 1}, {false, epoch, 5, 3, 5}, {true, epoch, 6, 6, 6}} {
+		if err := d.progress(t.Context(), "x", c.next, c.epoch, c.parked); err != nil {
+			t.Fatal(err)
+		}
+		from, next := scalar[int64](b, `SELECT parked_from FROM commitcast.parked`), scalar[int64](b, `SELECT next FROM commitcast.redrive`)
+		if from != c.from || next != c.goOn {
+			t.Errorf("%+v: set aside from %d, redrive at %d", c, from, next)
+		}
+	}
+}
+
 // A topic that is set aside without a job gets one.
 func TestSetAsideWithoutAJob(t *testing.T) {
 	b := newBench(t)

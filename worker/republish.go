@@ -148,11 +148,12 @@ type republisher struct {
 	partition int16
 	scanner   journal.Scanner
 
-	from  int64  // everything before is published
-	to    int64  // everything after is; 0: up to the head
-	epoch string // of the channel that is published to
-	next  int64  // the first offset that the stream has not confirmed, in epoch
-	rows  int    // to offer at once
+	from   int64  // everything before is published
+	to     int64  // everything after is; 0: up to the head
+	parked bool   // the topic was set aside when the job looked
+	epoch  string // of the channel that is published to
+	next   int64  // the first offset that the stream has not confirmed, in epoch
+	rows   int    // to offer at once
 }
 
 // run publishes up to the head, then ends the topic's being set aside, and then publishes what came meanwhile: events
@@ -174,11 +175,12 @@ func (r *republisher) run(ctx context.Context) error {
 	default:
 		r.from = at.head // an earlier run may have been cut off before its second look
 	}
+	r.parked = parkedFrom != nil
 	until := time.Now().Add(republishSlice)
 	if err := r.offer(ctx, until); err != nil || parkedFrom == nil && at.orderedFrom == nil {
 		return err
 	}
-	if err := r.ledger.unpark(ctx, r.topic, r.next, parkedFrom != nil); err != nil {
+	if err := r.ledger.unpark(ctx, r.topic, r.next, r.parked); err != nil {
 		return err
 	}
 	if parkedFrom == nil {
@@ -241,7 +243,7 @@ func (r *republisher) offer(ctx context.Context, until time.Time) error {
 		case v == confirmed:
 			r.next, startAnew, refits = o.Last()+1, false, 0
 			// What is done need not be done again by whoever goes on.
-			if err := r.ledger.progress(ctx, r.topic, r.next, epoch); err != nil {
+			if err := r.ledger.progress(ctx, r.topic, r.next, epoch, r.parked); err != nil {
 				return err
 			}
 		case v == refused && len(frames) > 1:
@@ -363,10 +365,10 @@ func Redrive(ctx context.Context, pool *pgxpool.Pool, topics ...string) (taken [
 // RedriveRange orders the events of a topic from one offset to another to be published again, in tx: what the stream lacks of
 // them, it gets, and what it has is announced again, which subscribers who had it drop. A job, which a worker orders within about a
 // second, does it beside the drain of the topic's partition. audit is the row of commitcast.audit that learns how it ended.
-// False: a redrive of the topic is under way already, and nothing was ordered.
+// False: a redrive of the topic is under way already, or it is set aside, and nothing was ordered.
 func RedriveRange(ctx context.Context, tx pgx.Tx, topic string, from, to, audit int64) (ordered bool, err error) {
-	tag, err := tx.Exec(ctx, `INSERT INTO commitcast.redrive (topic, first, last, next, audit) VALUES ($1, $2, $3, $2, $4)
-		ON CONFLICT (topic) DO NOTHING`, topic, from, to, audit)
+	tag, err := tx.Exec(ctx, `INSERT INTO commitcast.redrive (topic, first, last, next, audit) SELECT $1, $2, $3, $2, $4
+		WHERE NOT EXISTS (SELECT FROM commitcast.parked WHERE topic = $1) ON CONFLICT (topic) DO NOTHING`, topic, from, to, audit)
 	return err == nil && tag.RowsAffected() > 0, err
 }
 

@@ -481,13 +481,13 @@ func (w *pubWorld) position(_ context.Context, topic string) (position, error) {
 	return position{epoch: "1-aaaa", head: w.head[t], parkedFrom: from}, nil
 }
 
-func (w *pubWorld) progress(_ context.Context, topic string, next int64, _ string) error {
+func (w *pubWorld) progress(_ context.Context, topic string, next int64, _ string, parked bool) error {
 	w.meanwhile()
 	defer w.meanwhile()
 	if w.chance(3) {
 		return errSim
 	}
-	if t := pubTopic(topic); w.aside[t] > 0 {
+	if t := pubTopic(topic); parked && w.aside[t] > 0 {
 		w.aside[t] = max(w.aside[t], next)
 	}
 	return nil

@@ -72,7 +72,7 @@ func Run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		return exited
 	}
 	if err != nil {
-		fmt.Fprintf(stderr, "commitcast: %s\nTry: commitcast --help\n", oneLine(err))
+		fmt.Fprintf(stderr, "commitcast: %s\nTry: commitcast --help\n", visible(oneLine(err)))
 		return exitUsage
 	}
 	if err := command.Run(); err != nil && !(errors.Is(err, context.Canceled) && ctx.Err() != nil) {
@@ -80,7 +80,7 @@ func Run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		if errors.As(err, &said) {
 			return int(said)
 		}
-		fmt.Fprintf(stderr, "commitcast: %s\n", oneLine(err))
+		fmt.Fprintf(stderr, "commitcast: %s\n", visible(oneLine(err)))
 		var usage usageError
 		switch {
 		case errors.As(err, &usage), errors.Is(err, ops.ErrInvalid):

@@ -329,9 +329,9 @@ func (c *opsDisconnect) Run(ctx context.Context, s *streams) error {
 			var lines []string
 			for _, a := range acted {
 				if a.Error != "" {
-					lines = append(lines, fmt.Sprintf("%s: %s", a.Node, a.Error))
+					lines = append(lines, visible(fmt.Sprintf("%s: %s", a.Node, a.Error)))
 				} else {
-					lines = append(lines, fmt.Sprintf("%s: %d closed", a.Node, a.Clients))
+					lines = append(lines, visible(fmt.Sprintf("%s: %d closed", a.Node, a.Clients)))
 				}
 			}
 			if err != nil && len(lines) > 0 {

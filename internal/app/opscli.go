@@ -36,15 +36,15 @@ type opsCommand struct {
 	Disconnect opsDisconnect `cmd:"" help:"Close the connections of the subject of a token, on every node. They may come back."`
 	Epoch      opsEpoch      `cmd:"" help:"The histories of this database."`
 	Audit      opsAudit      `cmd:"" help:"What operators did."`
-	Doctor     opsDoctor     `cmd:"" help:"Check a deployment, before and during use, and say what to change."`
+	Doctor     opsDoctor     `cmd:"" help:"Check a deployment, before and during use, and say what to change. It appends an event of the topic commitcast/canary, unless --no-event."`
 }
 
 // opsFlags are those of every command.
 type opsFlags struct {
 	databaseFlags
 	streamFlags
-	Node     []string `env:"COMMITCAST_NODES" placeholder:"HOST:PORT" help:"Ops listeners besides those that the database knows: they are asked even while it is down."`
-	OpsToken string   `name:"ops-token-file" env:"COMMITCAST_OPS_TOKEN_FILE" placeholder:"FILE" help:"The token of ops listeners."`
+	Node     []string `env:"COMMITCAST_NODES" placeholder:"HOST:PORT" help:"Ops listeners besides those that the database knows: they are asked even while it is down, and get the token."`
+	OpsToken string   `name:"ops-token-file" env:"COMMITCAST_OPS_TOKEN_FILE" placeholder:"FILE" help:"The token of ops listeners: it goes to those named with --node, and to this machine, only."`
 	Operator string   `env:"COMMITCAST_OPERATOR" placeholder:"NAME" help:"Who you are, for the record (user@host)."`
 	JSON     bool     `name:"json" help:"JSON instead of tables."`
 }
@@ -131,6 +131,7 @@ var errNotConfirmed = fmt.Errorf("%w: not confirmed; nothing was changed", ops.E
 
 // confirm says what is about to be done and asks. False without an error: it was a dry run.
 func (f *actFlags) confirm(s *streams, in io.Reader, what string) (bool, error) {
+	what = visible(what)
 	if f.DryRun {
 		fmt.Fprintf(s.err, "would %s; nothing was changed\n", what)
 		return false, nil
@@ -158,7 +159,9 @@ func (f *actFlags) act(s *streams, what string, do func() (said string, err erro
 	if err != nil {
 		return err
 	}
-	fmt.Fprintln(s.out, said)
+	for line := range strings.Lines(said) {
+		fmt.Fprintln(s.out, visible(strings.TrimSuffix(line, "\n")))
+	}
 	return nil
 }
 

@@ -248,7 +248,7 @@ func showTopic(p *page, t *ops.Topic) {
 	p.line("%s  partition %d, epoch %s", p.paint(bold, t.Topic), t.Partition, t.Epoch)
 	p.line("")
 	field := func(name, format string, args ...any) {
-		p.line("%s  %s", p.paint(dim, fmt.Sprintf("%-12s", name)), fmt.Sprintf(format, args...))
+		p.line("%s  "+format, append([]any{p.paint(dim, fmt.Sprintf("%-12s", name))}, args...)...)
 	}
 	field("head", "%s, in epoch %s, %s ago", count(t.Head), t.HeadEpoch, orUnknown(ago(t.LastAt)))
 	if t.First > 0 {
@@ -353,7 +353,7 @@ func (c *opsTail) Run(ctx context.Context, s *streams) error {
 			if m.Skip {
 				m.Type, m.Data = "(skip)", nil
 			}
-			_, err = fmt.Fprintf(s.out, "%s  %s  %s  %s  %s\n", p.paint(dim, at), p.paint(bold, fmt.Sprintf("%8d", m.Offset)), m.Type, m.Key, m.Data)
+			_, err = fmt.Fprintf(s.out, "%s  %s  %s  %s  %s\n", p.paint(dim, at), p.paint(bold, fmt.Sprintf("%8d", m.Offset)), visible(m.Type), visible(m.Key), visible(string(m.Data)))
 			return err
 		})
 	})
@@ -527,7 +527,7 @@ func (c *opsAudit) Run(ctx context.Context, s *streams) error {
 type opsDoctor struct {
 	opsFlags
 	NoEvent bool     `help:"Do not send an event of the topic commitcast/canary all the way: then nothing is changed."`
-	Token   string   `name:"token-file" placeholder:"FILE" help:"A file with the token of a client that may read commitcast/canary."`
+	Token   string   `name:"token-file" placeholder:"FILE" help:"A file with the token of a client that may read commitcast/canary, for --url."`
 	URL     []string `name:"url" placeholder:"URL" help:"WebSockets to watch besides the broadcasters' own: wss://live.example.com/v1/ws."`
 }
 

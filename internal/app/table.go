@@ -7,6 +7,7 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"unicode"
 	"unicode/utf8"
 
 	"github.com/commitcast/commitcast/ops"
@@ -49,14 +50,46 @@ func isTerminal(f any) bool {
 	return err != nil || !os.SameFile(info, null)
 }
 
-func (p *page) paint(c colour, s string) string {
+// painted is text that is visible, with our own colour.
+type painted string
+
+func (p *page) paint(c colour, s string) painted {
+	s = visible(s)
 	if !p.colours || c == plain || s == "" {
-		return s
+		return painted(s)
 	}
-	return "\x1b[" + string(c) + "m" + s + "\x1b[0m"
+	return painted("\x1b[" + string(c) + "m" + s + "\x1b[0m")
 }
 
-func (p *page) line(format string, args ...any) { fmt.Fprintf(p.w, format+"\n", args...) }
+// line prints a line. Strings among args are made visible.
+func (p *page) line(format string, args ...any) {
+	for i, a := range args {
+		if s, ok := a.(string); ok {
+			args[i] = visible(s)
+		}
+	}
+	fmt.Fprintf(p.w, format+"\n", args...)
+}
+
+// visible writes out what a terminal would obey instead of showing it: control characters, and those that turn the direction of
+// text. Types, keys, errors and names come from writers, clients and other machines.
+func visible(s string) string {
+	if utf8.ValidString(s) && !strings.ContainsFunc(s, func(r rune) bool { return !unicode.IsPrint(r) }) {
+		return s
+	}
+	var b strings.Builder
+	for _, r := range s { // what is not UTF-8 comes as U+FFFD
+		switch {
+		case unicode.IsPrint(r):
+			b.WriteRune(r)
+		case r < 0x100:
+			fmt.Fprintf(&b, `\x%02x`, r)
+		default:
+			fmt.Fprintf(&b, `\u%04x`, r)
+		}
+	}
+	return b.String()
+}
 
 func levelColour(l ops.Level) colour {
 	switch l {
@@ -102,6 +135,7 @@ func (t *table) add(cells ...any) {
 		default:
 			row[i].text = fmt.Sprint(c)
 		}
+		row[i].text = visible(row[i].text)
 	}
 	t.rows = append(t.rows, row)
 }
@@ -134,7 +168,7 @@ func (p *page) print(t *table) {
 			if right[i] {
 				b.WriteString(pad)
 			}
-			b.WriteString(p.paint(c.paint, c.text))
+			b.WriteString(string(p.paint(c.paint, c.text)))
 			if !right[i] {
 				b.WriteString(pad)
 			}
