@@ -95,7 +95,7 @@ func (b *Broadcaster) serveEvents(w http.ResponseWriter, r *http.Request) {
 	defer e.stop()
 	if who != nil {
 		if err := s.admit(who); err != nil {
-			e.stop() // what a drain says meanwhile must not come into the answer
+			e.stop()                                               // what a drain says meanwhile must not come into the answer
 			b.turnAway(w, "", "too many connections of this user") // it came to be since identify
 			return
 		}
