@@ -81,10 +81,10 @@ func (w *Worker) passOrphans(ctx context.Context) {
 	}
 }
 
-// orphan is one attempt of a job that nobody seems to work on.
+// orphan is one run of a job that nobody seems to work on. A run is told by its begin: one that is put off gets its attempt back.
 type orphan struct {
-	ID      int64
-	Attempt int16
+	ID    int64
+	Begun int64 // microseconds since 1970
 }
 
 func (w *Worker) orphans(ctx context.Context) (map[orphan]bool, error) {
