@@ -396,6 +396,8 @@ func TestAnHourWithoutRedis(t *testing.T) {
 		return !scalar[bool](b, setAsideSQL, bad)
 	}, "what was set aside is published")
 	b.published(20 * time.Second)
+	// The test's own client tells for a moment what its last attempt to connect said.
+	testkit.Eventually(t, 20*time.Second, func() error { return b.stream.Ping(t.Context()) }, "the stream answers the test, too")
 	b.checkStream(b.journal(), fromStart)
 }
 
