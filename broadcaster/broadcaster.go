@@ -37,6 +37,8 @@ type Config struct {
 	// LogEvents and LogBytes bound the log of one topic in memory. What is older is replayed from the stream.
 	// Default 1,024 events, 1 MiB.
 	LogEvents, LogBytes int
+	// LogMemory bounds the logs of all topics together, in bytes. Default 256 MiB.
+	LogMemory int
 	// MaxConnections is how many clients this node takes; further ones get 503. Default 50,000.
 	MaxConnections int
 	// MaxSubscriptions is how many topics one connection may follow. Default 1,000.
@@ -100,6 +102,7 @@ func (c Config) withDefaults() (Config, error) {
 	setDefault(&c.DegradedPoll, 250*time.Millisecond)
 	setDefault(&c.LogEvents, 1024)
 	setDefault(&c.LogBytes, 1<<20)
+	setDefault(&c.LogMemory, 256<<20)
 	setDefault(&c.MaxConnections, 50_000)
 	setDefault(&c.MaxSubscriptions, 1_000)
 	setDefault(&c.WriteTimeout, 10*time.Second)
@@ -122,7 +125,7 @@ func (c Config) withDefaults() (Config, error) {
 		c.Logger = slog.Default()
 	}
 	for name, v := range map[string]int64{"Heartbeat": int64(c.Heartbeat), "HeadPoll": int64(c.HeadPoll),
-		"DegradedPoll": int64(c.DegradedPoll), "LogEvents": int64(c.LogEvents), "LogBytes": int64(c.LogBytes),
+		"DegradedPoll": int64(c.DegradedPoll), "LogEvents": int64(c.LogEvents), "LogBytes": int64(c.LogBytes), "LogMemory": int64(c.LogMemory),
 		"MaxConnections": int64(c.MaxConnections), "MaxSubscriptions": int64(c.MaxSubscriptions),
 		"WriteTimeout": int64(c.WriteTimeout), "AuthTimeout": int64(c.AuthTimeout), "AuthGrace": int64(c.AuthGrace), "ResetSpread": int64(c.ResetSpread), "Drain": int64(c.Drain),
 		"MaxPerAddress": int64(c.MaxPerAddress), "MaxPerUser": int64(c.MaxPerUser), "MaxRequests": int64(c.MaxRequests),
@@ -163,6 +166,7 @@ type Broadcaster struct {
 	mu         sync.RWMutex
 	topics     map[string]*topic
 	sessions   map[*session]struct{}
+	room       room // of the topics' logs
 	draining   bool
 	held       bool                 // an operator has drained it
 	perAddress map[netip.Prefix]int // connections
@@ -198,10 +202,12 @@ func New(j Journal, s stream.Stream, cfg Config) (*Broadcaster, error) {
 		users:      make(map[string]*user),
 		ready:      make(chan struct{}),
 	}
+	b.room.most = int64(cfg.LogMemory)
 	b.undecided.Interval = 10 * time.Second
 	b.epoch.Store(new(string))
 	b.ctx, b.cancel = context.WithCancel(context.Background())
 	b.metrics = newMetrics(cfg.Registerer)
+	b.room.measure(cfg.Registerer)
 	b.joiner = &joiner{b: b, kicked: make(chan struct{}, 1)}
 	b.heads = &heads{b: b, kicked: make(chan struct{}, 1), polled: make(chan struct{}),
 		suspects: make(map[*topic]struct{})}
@@ -249,6 +255,7 @@ func (b *Broadcaster) keepTime(ctx context.Context) {
 			}
 			b.mu.RUnlock()
 			b.replayer.forget(now)
+			b.relieveLogs()
 			if now.Sub(sweep) > topicLinger/3 {
 				sweep = now
 				b.sweepTopics(now)
@@ -341,8 +348,8 @@ func (b *Broadcaster) spawn(f func(ctx context.Context)) bool {
 }
 
 // after runs f once d has passed, unless the broadcaster has stopped by then.
-func (b *Broadcaster) after(d time.Duration, f func()) {
-	time.AfterFunc(d, func() { b.spawn(func(context.Context) { f() }) })
+func (b *Broadcaster) after(d time.Duration, f func()) *time.Timer {
+	return time.AfterFunc(d, func() { b.spawn(func(context.Context) { f() }) })
 }
 
 // jitter is a random duration in [0, d).

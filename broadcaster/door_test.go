@@ -452,7 +452,8 @@ func TestRequestFlood(t *testing.T) {
 	neighbour.ExpectEvents("calm", 1, 3)
 }
 
-// A connection that does nothing but ping is cut off; a few pings are answered.
+// A connection that does nothing but ping is read slowly: what it asks for behind its pings comes when those have had their
+// turn, and it gets no more pongs than that. A few pings are answered at once.
 func TestPingFlood(t *testing.T) {
 	registry := prometheus.NewRegistry()
 	r := newRig(t, nil, broadcaster.Config{Registerer: registry})
@@ -463,6 +464,7 @@ func TestPingFlood(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	const beyond = 8 // of the 50 that are read at once: at 5 a second, the last waits for 1.6 s
 	for _, frame := range []byte{0x89, 0x8a} { // ping, pong
 		c, answer := raw(t, r.URL)
 		fmt.Fprintf(c, "GET /v1/ws HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Protocol: commitcast.v1\r\n\r\n")
@@ -475,18 +477,17 @@ func TestPingFlood(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		go func() { // ends with the connection
-			for range 100_000 {
-				if _, err := c.Write([]byte{frame, 0x80, 1, 2, 3, 4}); err != nil {
-					return
-				}
-			}
-		}()
+		frames := bytes.Repeat([]byte{frame, 0x80, 1, 2, 3, 4}, 50+beyond)
+		request := `{"op":"subscribe","topic":"calm"}`
+		frames = append(append(frames, 0x81, 0x80|byte(len(request)), 0, 0, 0, 0), request...)
+		frames = append(frames, bytes.Repeat([]byte{frame, 0x80, 1, 2, 3, 4}, 10_000)...)
+		began := time.Now()
+		go c.Write(frames) // ends with the connection
 		pongs := 0
-		for {
+		for answered := false; !answered; {
 			head := make([]byte, 2)
 			if _, err := readFull(answer, head); err != nil {
-				t.Fatalf("no close frame: %v", err)
+				t.Fatalf("after %d pongs: %v", pongs, err)
 			}
 			n := int(head[1])
 			if n == 126 {
@@ -496,22 +497,62 @@ func TestPingFlood(t *testing.T) {
 			}
 			payload := make([]byte, n)
 			readFull(answer, payload)
-			if head[0] == 0x8a {
+			switch {
+			case head[0] == 0x8a:
 				pongs++
-			}
-			if head[0] == 0x88 {
-				if code := int(payload[0])<<8 | int(payload[1]); code != 4429 {
-					t.Errorf("closed with %d %s", code, payload[2:])
-				}
-				break
+			case head[0] == 0x88:
+				t.Fatalf("closed with %d %s", int(payload[0])<<8|int(payload[1]), payload[2:])
+			default:
+				answered = strings.Contains(string(payload), `"subscribed"`)
 			}
 		}
-		if pongs > 60 {
+		if took := time.Since(began); took < (beyond-1)*time.Second/5 {
+			t.Errorf("%d frames of %#x were read within %v", 50+beyond, frame, took)
+		}
+		if most := 50 + beyond + int(time.Since(began)/(time.Second/5)); frame == 0x89 && pongs > most || frame == 0x8a && pongs > 0 {
 			t.Errorf("%d pongs", pongs)
 		}
 		c.Close()
 	}
 	if hits(t, registry, "pings") == 0 {
+		t.Error("the metric does not say so")
+	}
+}
+
+// Who asks for nonsense gets 50 answers at once and then 5 a second, and is sent away with the 100th.
+func TestRefusals(t *testing.T) {
+	t.Parallel() // it mostly waits
+	registry := prometheus.NewRegistry()
+	r := newRig(t, nil, broadcaster.Config{Registerer: registry})
+	c := testkit.Dial(t, r.URL)
+	began := time.Now()
+	go func() { // ends with the connection
+		for range 200 {
+			if c.WS.Write(t.Context(), websocket.MessageText, []byte(`{"op":"dance"}`)) != nil {
+				return
+			}
+		}
+	}()
+	answers := 0
+	for {
+		m, err := c.Read(20 * time.Second)
+		if err != nil {
+			if code := websocket.CloseStatus(err); code != 4429 || answers < 99 {
+				t.Errorf("after %d answers: %v", answers, err)
+			}
+			break
+		}
+		if m.Op != "error" {
+			continue
+		}
+		switch answers++; {
+		case answers == 40 && time.Since(began) > 8*time.Second:
+			t.Error("40 mistakes are not answered at once")
+		case answers == 60 && time.Since(began) < 9*time.Second/5:
+			t.Errorf("60 mistakes are answered within %v", time.Since(began))
+		}
+	}
+	if hits(t, registry, "refusals") != 1 {
 		t.Error("the metric does not say so")
 	}
 }

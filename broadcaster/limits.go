@@ -7,7 +7,6 @@ import (
 	"net"
 	"net/http"
 	"slices"
-	"sync"
 	"time"
 
 	"golang.org/x/time/rate"
@@ -18,9 +17,12 @@ import (
 )
 
 const (
-	// pingRate and pingBurst are how many pings of a client are answered, a second and at once. A client that means well
+	// pingRate and pingBurst are how many pings of a client are read and answered, a second and at once. A client that means well
 	// sends one every few seconds; heartbeats make even those unnecessary.
 	pingRate, pingBurst = 5, 50
+	// mistakeRate and mistakeBurst are how many refused requests of a client are read, a second and at once. Each costs an
+	// answer, which one that means well needs, and who floods with nonsense does not.
+	mistakeRate, mistakeBurst = 5, 50
 	// renewEvery and renewBurst are how often a connection may bring a newer token: each has its signature checked, and may
 	// cost a question about each subscription. A token lives for minutes.
 	renewEvery, renewBurst = 5 * time.Second, 5
@@ -44,6 +46,7 @@ const (
 	limitMessage       = "message_size"
 	limitFrames        = "frames"
 	limitRenewals      = "renewals"
+	limitLogs          = "log_memory"
 )
 
 // full says why one more session cannot be taken; "" if it can. Called with mu held.
@@ -201,13 +204,15 @@ func (s *session) budgeted(ctx context.Context, who *auth.Identity, read func() 
 // pace holds back a client that asks faster than Config.MaxRequests: it is not read from meanwhile, so that it costs its
 // own network and nobody's memory. A whole set of subscriptions may be made, and given up, at once.
 type pace struct {
-	b       *Broadcaster
-	limiter *rate.Limiter
-	slow    bool
+	b        *Broadcaster
+	limiter  *rate.Limiter
+	mistakes *rate.Limiter
+	slow     bool
 }
 
 func (b *Broadcaster) newPace() *pace {
-	return &pace{b: b, limiter: rate.NewLimiter(rate.Limit(b.cfg.MaxRequests), 2*b.cfg.MaxSubscriptions+b.cfg.MaxRequests)}
+	return &pace{b: b, limiter: rate.NewLimiter(rate.Limit(b.cfg.MaxRequests), 2*b.cfg.MaxSubscriptions+b.cfg.MaxRequests),
+		mistakes: rate.NewLimiter(mistakeRate, mistakeBurst)}
 }
 
 // wait waits for a client's turn. An error means that ctx has ended.
@@ -223,18 +228,32 @@ func (p *pace) wait(ctx context.Context) error {
 	return p.limiter.Wait(ctx)
 }
 
-// newPings counts the control frames of a connection. may says whether one may be answered; a client that sends far too many
-// is cut off.
-func (b *Broadcaster) newPings(cut func()) (may func() bool) {
-	limiter, cut := rate.NewLimiter(pingRate, pingBurst), sync.OnceFunc(cut)
-	return func() bool {
-		if limiter.Allow() {
-			return true
-		}
-		b.hit(limitPings)
-		cut()
-		return false
+// mistake waits after a refused request, if there have been many. An error means that ctx has ended.
+func (p *pace) mistake(ctx context.Context) error { return p.mistakes.Wait(ctx) }
+
+// pings holds back a client that sends many pings, or pongs: it is not read from meanwhile. To cut it off would cost more, since
+// it would come again.
+type pings struct {
+	b       *Broadcaster
+	limiter *rate.Limiter
+	slow    bool
+}
+
+func (b *Broadcaster) newPings() *pings {
+	return &pings{b: b, limiter: rate.NewLimiter(pingRate, pingBurst)}
+}
+
+// wait waits until one more may be answered. Called by the connection's reader. An error means that ctx has ended.
+func (p *pings) wait(ctx context.Context) error {
+	if p.limiter.Allow() {
+		p.slow = false
+		return nil
 	}
+	if !p.slow {
+		p.slow = true
+		p.b.hit(limitPings)
+	}
+	return p.limiter.Wait(ctx)
 }
 
 // startReplay puts a subscription in line for a page of a replay, and begins it if there is a place: one client with many

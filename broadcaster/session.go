@@ -51,7 +51,7 @@ type session struct {
 	flusher  func()                   // flush, made once: a go statement with a receiver would allocate each time
 	closed   bool
 	nextBeat time.Time
-	errors   int
+	errors   int // requests that were refused; of the reader
 
 	who       *auth.Identity // nil before the client has said who it is, and while authentication is off
 	from      netip.Prefix   // the client's address; not valid: not counted
@@ -59,6 +59,7 @@ type session struct {
 	counted   bool
 	renewed   *rate.Limiter   // of newer tokens; nil: none has come. Of the reader
 	reviewing bool            // subscriptions are being held to a newer token
+	rests     *time.Timer     // after which the review goes on, if it rests
 	holding   []*subscription // that have read pages which are not written yet
 	replays   int             // that are under way
 	line      []queued        // those that wait for one of them to end
@@ -117,7 +118,8 @@ func (s *session) serve(ctx context.Context, sock *socket, who *auth.Identity) {
 			return
 		}
 		for line := range wire.Lines(message) {
-			if pace.wait(ctx) != nil || !s.handle(ctx, line) {
+			before := s.errors
+			if pace.wait(ctx) != nil || !s.handle(ctx, line) || s.errors > before && pace.mistake(ctx) != nil {
 				return
 			}
 		}
@@ -196,11 +198,6 @@ func (s *session) finish(err error) {
 func (s *session) goodbye(code wire.CloseCode) {
 	s.close()
 	s.sink.close(code)
-}
-
-// flooded cuts off a client that sends control frames without end.
-func (s *session) flooded() {
-	s.b.spawn(func(context.Context) { s.goodbye(because(wire.CloseTooManyErrors, errors.New("pings")).code) }) // ends within the WebSocket's closing timeout
 }
 
 func (s *session) do(ctx context.Context, req wire.Request) error {

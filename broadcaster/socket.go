@@ -26,6 +26,10 @@ const headerRoom = 10
 // is noticed after little: the default took 3.8 MB before a write blocked.
 const socketBuffer = 64 << 10
 
+// receiveBuffer is what the kernel keeps of what a client has sent and nobody has read, in bytes; it takes twice that. More than
+// a frame, so that no client that means well waits; little, since one that is read slowly fills it.
+const receiveBuffer = 16 << 10
+
 // readBuffer and writeBuffer are those of the library, in bytes: of requests, which are small, and of control frames, which
 // must fit whole (125 and a header). net/http gives 4 KiB for each, most of what an idle connection takes.
 const readBuffer, writeBuffer = 1 << 10, 256
@@ -44,15 +48,12 @@ var errStalled = errors.New("write made no progress")
 
 // accept upgrades a request. It has answered the client when it fails.
 // The page's origin has been checked: the library does not look at its scheme.
-func accept(w http.ResponseWriter, r *http.Request, mayPing func() bool) (*socket, error) {
+func accept(w http.ResponseWriter, r *http.Request, pings *pings) (*socket, error) {
 	capture := &hijackCapture{ResponseWriter: w, meter: &meter{}}
 	capture.meter.message()
-	pong := func(_ context.Context, p []byte) bool {
-		ok := mayPing()
-		if ok {
-			capture.meter.forgive(p)
-		}
-		return ok
+	pong := func(ctx context.Context, p []byte) bool {
+		capture.meter.forgive(p)
+		return pings.wait(ctx) == nil
 	}
 	ws, err := websocket.Accept(capture, r, &websocket.AcceptOptions{
 		Subprotocols:       []string{wire.Protocol},
@@ -67,6 +68,7 @@ func accept(w http.ResponseWriter, r *http.Request, mayPing func() bool) (*socke
 	ws.SetReadLimit(wire.MaxClientFrame)
 	if tcp := tcpBelow(capture.conn); tcp != nil {
 		tcp.SetWriteBuffer(socketBuffer)
+		tcp.SetReadBuffer(receiveBuffer)
 		tcp.SetKeepAliveConfig(net.KeepAliveConfig{Enable: true, Idle: 30 * time.Second, Interval: 10 * time.Second, Count: 3})
 	}
 	return &socket{ws, capture.conn, capture.meter}, nil

@@ -5,7 +5,10 @@
 // In one run it measures commit to honest socket before, beside a control, during, and after. The control is the same
 // attackers against a program that answers their handshakes and drops what they send: on a machine that they share, it
 // tells what they cost by being there, and what is beyond it is what they do to the broadcaster. Their rates are bounded, and
-// they run at the lowest priority.
+// they run at the lowest priority. `make attack` leaves them half of the cores and takes the other half for everything else, so
+// that they are a machine of their own as far as one machine can be two.
+//
+// PROFILE=folder puts a CPU profile of the broadcaster there.
 package main
 
 import (
@@ -51,8 +54,13 @@ const (
 
 // roles are what this program is when it starts itself again as a child.
 var roles = map[string]func(){
-	"commitcast": func() { os.Exit(app.Main(os.Args[2:], os.Stdout, os.Stderr)) },
-	"honest":     honestMain, "attackers": attackersMain, "dummy": dummyMain,
+	"commitcast": func() {
+		stop := profile(os.Args[2])
+		code := app.Main(os.Args[2:], os.Stdout, os.Stderr)
+		stop()
+		os.Exit(code)
+	},
+	"honest": honestMain, "attackers": attackersMain, "dummy": dummyMain,
 }
 
 func main() {
@@ -70,7 +78,7 @@ func main() {
 		fmt.Fprintln(os.Stderr, "attack: a flag is out of its bounds")
 		os.Exit(2)
 	}
-	fmt.Printf("Machine: %d cores, %s/%s, %s, everything on it\n", runtime.NumCPU(), runtime.GOOS, runtime.GOARCH, runtime.Version())
+	fmt.Printf("Machine: %d cores for everything but the attackers, %s, %s/%s, %s\n", runtime.NumCPU(), apart(), runtime.GOOS, runtime.GOARCH, runtime.Version())
 	if err := run(context.Background(), time.Duration(*seconds)*time.Second, *honest, *scale); err != nil {
 		fmt.Fprintln(os.Stderr, "attack:", err)
 		os.Exit(1)
@@ -489,6 +497,9 @@ func startChild(role string) (*child, error) {
 		return nil, err
 	}
 	c.out = json.NewDecoder(stdout)
+	if role == "attackers" || role == "dummy" {
+		return c, onOtherCores(c.cmd.Start)
+	}
 	return c, c.cmd.Start()
 }
 
