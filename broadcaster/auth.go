@@ -79,6 +79,9 @@ func (b *Broadcaster) identify(w http.ResponseWriter, r *http.Request) (who *aut
 	case err == nil:
 		return who, true
 	case errors.Is(err, auth.ErrRefused):
+		b.mu.Lock()
+		b.strike(b.client(r))
+		b.mu.Unlock()
 		unauthorized(w, `error="invalid_token"`, err.Error())
 	default:
 		refuse(w, "tokens cannot be checked now", time.Second+jitter(4*time.Second))

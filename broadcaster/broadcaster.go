@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"log/slog"
 	mathrand "math/rand/v2"
+	"net"
 	"net/netip"
 	"os"
 	"path"
@@ -64,8 +65,8 @@ type Config struct {
 	// MaxPerUser is how many connections the subject of a token may have; further ones get 503, or are closed with 1013.
 	// Default 200.
 	MaxPerUser int
-	// MaxRequests is how many requests a second of one connection are read, beyond a burst that its subscriptions fit
-	// into twice. What comes faster waits. Default 50.
+	// MaxRequests is how many requests a second of one connection are read, beyond ten times as many at once. What comes
+	// faster waits. To unsubscribe costs nothing, nor does to subscribe to more topics than ever before. Default 20.
 	MaxRequests int
 	// MaxReplays is how many subscriptions of one connection, and of all connections of one user, are read for at once that are
 	// behind. Default 4.
@@ -108,7 +109,7 @@ func (c Config) withDefaults() (Config, error) {
 	setDefault(&c.WriteTimeout, 10*time.Second)
 	setDefault(&c.MaxPerAddress, c.MaxConnections)
 	setDefault(&c.MaxPerUser, 200)
-	setDefault(&c.MaxRequests, 50)
+	setDefault(&c.MaxRequests, 20)
 	setDefault(&c.MaxReplays, 4)
 	setDefault(&c.MaxReplayRate, 2_000)
 	if c.Hosts == nil && c.Verifier == nil {
@@ -162,15 +163,16 @@ type Broadcaster struct {
 	replayer     *replayer
 	undecided    rate.Sometimes // logs that tokens cannot be checked: each client would cost a line
 
-	epoch      atomic.Pointer[string] // "" until the database was asked; written under mu
-	mu         sync.RWMutex
-	topics     map[string]*topic
-	sessions   map[*session]struct{}
-	room       room // of the topics' logs
-	draining   bool
-	held       bool                 // an operator has drained it
-	perAddress map[netip.Prefix]int // connections
-	users      map[string]*user
+	epoch     atomic.Pointer[string] // "" until the database was asked; written under mu
+	mu        sync.RWMutex
+	topics    map[string]*topic
+	sessions  map[*session]struct{}
+	room      room // of the topics' logs
+	draining  bool
+	held      bool // an operator has drained it
+	addresses map[netip.Prefix]*address
+	heldUp    map[net.Conn]*time.Timer // requests that wait for their refusal
+	users     map[string]*user
 
 	pushUp     atomic.Bool // the stream's subscription is live
 	pushTried  atomic.Bool // it has been down: do not wait for it
@@ -196,11 +198,12 @@ func New(j Journal, s stream.Stream, cfg Config) (*Broadcaster, error) {
 	}
 	b := &Broadcaster{
 		cfg: cfg, log: cfg.Logger, journal: j, stream: s,
-		topics:     make(map[string]*topic),
-		sessions:   make(map[*session]struct{}),
-		perAddress: make(map[netip.Prefix]int),
-		users:      make(map[string]*user),
-		ready:      make(chan struct{}),
+		topics:    make(map[string]*topic),
+		sessions:  make(map[*session]struct{}),
+		addresses: make(map[netip.Prefix]*address),
+		heldUp:    make(map[net.Conn]*time.Timer),
+		users:     make(map[string]*user),
+		ready:     make(chan struct{}),
 	}
 	b.room.most = int64(cfg.LogMemory)
 	b.undecided.Interval = 10 * time.Second
@@ -231,6 +234,7 @@ func (b *Broadcaster) Run(ctx context.Context) error {
 	b.spawn(b.keepTime)
 	<-ctx.Done()
 	b.drain()
+	b.letAllGo()
 	b.stopMu.Lock()
 	b.stopped = true
 	b.stopMu.Unlock()
@@ -260,6 +264,7 @@ func (b *Broadcaster) keepTime(ctx context.Context) {
 				sweep = now
 				b.sweepTopics(now)
 				b.sweepUsers(now)
+				b.sweepAddresses(now)
 			}
 		}
 	}

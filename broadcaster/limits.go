@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"net/netip"
 	"slices"
 	"time"
 
@@ -23,6 +24,8 @@ const (
 	// mistakeRate and mistakeBurst are how many refused requests of a client are read, a second and at once. Each costs an
 	// answer, which one that means well needs, and who floods with nonsense does not.
 	mistakeRate, mistakeBurst = 5, 50
+	// requestSeconds is how many seconds of Config.MaxRequests a connection may ask at once.
+	requestSeconds = 10
 	// renewEvery and renewBurst are how often a connection may bring a newer token: each has its signature checked, and may
 	// cost a question about each subscription. A token lives for minutes.
 	renewEvery, renewBurst = 5 * time.Second, 5
@@ -47,6 +50,7 @@ const (
 	limitFrames        = "frames"
 	limitRenewals      = "renewals"
 	limitLogs          = "log_memory"
+	limitStrikes       = "strikes"
 )
 
 // full says why one more session cannot be taken; "" if it can. Called with mu held.
@@ -58,14 +62,26 @@ func (b *Broadcaster) full(s *session) (limit, why string) {
 		return "", "this node takes no clients now"
 	case len(b.sessions) >= b.cfg.MaxConnections:
 		return limitConnections, "this node is full"
-	case s.from.IsValid() && b.perAddress[s.from] >= b.cfg.MaxPerAddress:
+	case s.from.IsValid() && b.connectionsFrom(s.from) >= b.cfg.MaxPerAddress:
 		return limitAddress, "too many connections from this address"
 	}
 	return "", ""
 }
 
-// admit says whether one more client can be taken. It has answered the client if not.
+// connectionsFrom is how many there are from an address. Called with mu held.
+func (b *Broadcaster) connectionsFrom(from netip.Prefix) int {
+	if a := b.addresses[from]; a != nil {
+		return a.connections
+	}
+	return 0
+}
+
+// admit says whether one more client can be taken. It has answered the client, or will, if not.
 func (b *Broadcaster) admit(w http.ResponseWriter, s *session) bool {
+	if b.struck(s.from) {
+		b.holdUp(w)
+		return false
+	}
 	select {
 	case <-b.ready:
 	default:
@@ -110,6 +126,9 @@ func (s *session) count(who *auth.Identity) error {
 	if _, in := b.sessions[s]; in { // not closed meanwhile
 		b.userOf(who).connections++
 		s.user, s.counted = who.Subject, true
+		if s.from.IsValid() {
+			b.addresses[s.from].known++
+		}
 	}
 	return nil
 }
@@ -128,9 +147,14 @@ func (b *Broadcaster) userFull(who *auth.Identity) bool {
 // uncount gives places back. Called with mu held.
 func (b *Broadcaster) uncount(s *session) {
 	if s.from.IsValid() {
-		if b.perAddress[s.from]--; b.perAddress[s.from] <= 0 {
-			delete(b.perAddress, s.from)
+		a := b.addresses[s.from]
+		a.connections--
+		if s.counted {
+			a.known--
 		}
+	}
+	if s.unwelcome || !s.counted && !s.excused && !b.draining {
+		b.strike(s.from)
 	}
 	if s.counted {
 		b.users[s.user].connections-- // it is forgotten later, so that nobody gets a new budget by reconnecting
@@ -202,7 +226,7 @@ func (s *session) budgeted(ctx context.Context, who *auth.Identity, read func() 
 }
 
 // pace holds back a client that asks faster than Config.MaxRequests: it is not read from meanwhile, so that it costs its
-// own network and nobody's memory. A whole set of subscriptions may be made, and given up, at once.
+// own network and nobody's memory. A whole set of subscriptions may be made, and given up, at once (free).
 type pace struct {
 	b        *Broadcaster
 	limiter  *rate.Limiter
@@ -211,7 +235,7 @@ type pace struct {
 }
 
 func (b *Broadcaster) newPace() *pace {
-	return &pace{b: b, limiter: rate.NewLimiter(rate.Limit(b.cfg.MaxRequests), 2*b.cfg.MaxSubscriptions+b.cfg.MaxRequests),
+	return &pace{b: b, limiter: rate.NewLimiter(rate.Limit(b.cfg.MaxRequests), requestSeconds*b.cfg.MaxRequests),
 		mistakes: rate.NewLimiter(mistakeRate, mistakeBurst)}
 }
 
@@ -226,6 +250,24 @@ func (p *pace) wait(ctx context.Context) error {
 		p.b.hit(limitRequests)
 	}
 	return p.limiter.Wait(ctx)
+}
+
+// free reports whether a request costs nothing of a client's pace: it gives up what another one has paid for, or makes
+// the connection follow more topics than it ever has. Called by the reader.
+func (s *session) free(req wire.Request) bool {
+	switch req.Op {
+	case wire.OpUnsubscribe:
+		return true
+	case wire.OpSubscribe:
+		s.mu.Lock()
+		n := len(s.subs) + 1
+		s.mu.Unlock()
+		if n > s.most && n <= s.b.cfg.MaxSubscriptions {
+			s.most = n
+			return true
+		}
+	}
+	return false
 }
 
 // mistake waits after a refused request, if there have been many. An error means that ctx has ended.

@@ -78,7 +78,7 @@ type clientFlags struct {
 	MaxPerAddress  int           `name:"max-connections-per-address" env:"COMMITCAST_MAX_CONNECTIONS_PER_ADDRESS" placeholder:"N" help:"Clients at once from one address, of IPv6 a /64; this machine is not counted (no limit of its own)."`
 	MaxPerUser     int           `name:"max-connections-per-user" env:"COMMITCAST_MAX_CONNECTIONS_PER_USER" default:"200" placeholder:"N" help:"Clients at once with one subject in their token (${default})."`
 	MaxSubs        int           `name:"max-subscriptions" env:"COMMITCAST_MAX_SUBSCRIPTIONS" default:"1000" placeholder:"N" help:"Topics that one connection may follow (${default})."`
-	MaxRequests    int           `env:"COMMITCAST_MAX_REQUESTS" default:"50" placeholder:"N" help:"Requests a second of one connection, beyond a burst; what comes faster waits (${default})."`
+	MaxRequests    int           `env:"COMMITCAST_MAX_REQUESTS" default:"20" placeholder:"N" help:"Requests a second of one connection, beyond ten times as many at once; what comes faster waits. Unsubscribing is free, and so is following more topics than ever before (${default})."`
 	MaxReplays     int           `env:"COMMITCAST_MAX_REPLAYS" default:"4" placeholder:"N" help:"Subscriptions of one connection that are caught up at once (${default})."`
 	MaxReplayRate  int           `env:"COMMITCAST_MAX_REPLAY_RATE" default:"2000" placeholder:"N" help:"Events a second that are read for all subscriptions of one user that are behind, beyond five times as many at once (${default})."`
 	LogMemory      int           `env:"COMMITCAST_LOG_MEMORY" default:"268435456" placeholder:"BYTES" help:"Memory for the newest events of all topics together (${default}); what has to go sooner is replayed."`

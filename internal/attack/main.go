@@ -1,5 +1,6 @@
 // Command attack measures what attackers do to honest clients: a broadcaster with authentication, a worker, Postgres and Redis,
-// 500 subscribers of topics with a steady flow of events, and attackers in processes of their own, on this machine only. It
+// 500 subscribers of topics with a steady flow of events, and attackers in processes of their own, on this machine only. The
+// broadcaster believes what they say their addresses are, as it would a proxy: 200 of the attackers, one for each of the honest. It
 // needs DATABASE_URL and REDIS_URL; `make attack` provides private ones.
 //
 // In one run it measures commit to honest socket before, beside a control, during, and after. The control is the same
@@ -127,7 +128,7 @@ func run(ctx context.Context, length time.Duration, honest int, scale float64) e
 		return err
 	}
 	defer worker.stop()
-	b, err := node(database, "broadcaster", "--listen=127.0.0.1:0", "--drain=10ms", "--auth=jwt", "--jwt-alg=EdDSA", "--jwt-key-file="+keyFile, "--jwt-audience="+audience)
+	b, err := node(database, "broadcaster", "--listen=127.0.0.1:0", "--trusted-proxy-hops=1", "--drain=10ms", "--auth=jwt", "--jwt-alg=EdDSA", "--jwt-key-file="+keyFile, "--jwt-audience="+audience)
 	if err != nil {
 		return err
 	}
