@@ -504,7 +504,7 @@ func TestStrikes(t *testing.T) {
 		t.Errorf("nonsense as a token: %d", status)
 	}
 	var idle []*testkit.Client // as long as they last they have not come to nothing
-	for range 45 {
+	for range 35 {
 		for _, address := range []string{"192.0.2.1", "192.0.2.2"} {
 			c, status := dial(from(address, ""))
 			if c == nil {

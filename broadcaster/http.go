@@ -34,7 +34,7 @@ func (b *Broadcaster) serveWS(w http.ResponseWriter, r *http.Request) {
 	if !ok {
 		return
 	}
-	sock, err := accept(w, r, b.newPings())
+	sock, err := accept(w, r, b.newPings(s.flooded))
 	if err != nil {
 		b.log.Debug("handshake refused", "error", err)
 		return

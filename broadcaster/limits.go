@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"net/netip"
 	"slices"
+	"sync"
 	"time"
 
 	"golang.org/x/time/rate"
@@ -21,6 +22,8 @@ const (
 	// pingRate and pingBurst are how many pings of a client are read and answered, a second and at once. A client that means well
 	// sends one every few seconds; heartbeats make even those unnecessary.
 	pingRate, pingBurst = 5, 50
+	// maxPings is how many that had to wait end a connection: 20 s of a flood.
+	maxPings = 100
 	// mistakeRate and mistakeBurst are how many refused requests of a client are read, a second and at once. Each costs an
 	// answer, which one that means well needs, and who floods with nonsense does not.
 	mistakeRate, mistakeBurst = 5, 50
@@ -273,16 +276,18 @@ func (s *session) free(req wire.Request) bool {
 // mistake waits after a refused request, if there have been many. An error means that ctx has ended.
 func (p *pace) mistake(ctx context.Context) error { return p.mistakes.Wait(ctx) }
 
-// pings holds back a client that sends many pings, or pongs: it is not read from meanwhile. To cut it off would cost more, since
-// it would come again.
+// pings holds back a client that sends many pings, or pongs: it is not read from meanwhile. To cut it off at once would cost
+// more, since it would come again; but what it sent before it left would keep its connection for as long as that is read.
 type pings struct {
 	b       *Broadcaster
 	limiter *rate.Limiter
 	slow    bool
+	waited  int
+	cut     func()
 }
 
-func (b *Broadcaster) newPings() *pings {
-	return &pings{b: b, limiter: rate.NewLimiter(pingRate, pingBurst)}
+func (b *Broadcaster) newPings(cut func()) *pings {
+	return &pings{b: b, limiter: rate.NewLimiter(pingRate, pingBurst), cut: sync.OnceFunc(cut)}
 }
 
 // wait waits until one more may be answered. Called by the connection's reader. An error means that ctx has ended.
@@ -294,6 +299,9 @@ func (p *pings) wait(ctx context.Context) error {
 	if !p.slow {
 		p.slow = true
 		p.b.hit(limitPings)
+	}
+	if p.waited++; p.waited == maxPings {
+		p.cut()
 	}
 	return p.limiter.Wait(ctx)
 }

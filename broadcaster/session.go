@@ -212,6 +212,12 @@ func (s *session) goodbye(code wire.CloseCode) {
 	s.sink.close(code)
 }
 
+// flooded cuts off a client that sends control frames without end.
+func (s *session) flooded() {
+	s.unwelcome = true
+	s.b.spawn(func(context.Context) { s.goodbye(because(wire.CloseTooManyErrors, errors.New("pings")).code) }) // ends within the WebSocket's closing timeout
+}
+
 func (s *session) do(ctx context.Context, req wire.Request) error {
 	s.mu.Lock()
 	who := s.who

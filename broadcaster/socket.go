@@ -63,6 +63,9 @@ func accept(w http.ResponseWriter, r *http.Request, pings *pings) (*socket, erro
 		OnPongReceived:     func(ctx context.Context, p []byte) { pong(ctx, p) },
 	})
 	if err != nil {
+		if capture.refused != 0 { // said here: the library quotes what it did not like, which may be a token
+			problem(w, capture.refused, wire.CodeBadRequest, "this is not the handshake of a WebSocket, version 13, with GET over HTTP/1.1")
+		}
 		return nil, err
 	}
 	ws.SetReadLimit(wire.MaxClientFrame)
@@ -91,16 +94,26 @@ func tcpBelow(c net.Conn) *net.TCPConn {
 // hijackCapture keeps the connection that a handler takes over, and has it read through a meter.
 type hijackCapture struct {
 	http.ResponseWriter
-	conn  net.Conn
-	meter *meter
+	conn    net.Conn
+	meter   *meter
+	refused int // status with which the library refuses the handshake; its text is dropped
 }
 
 // WriteHeader ends the connection of a handshake that is refused: the library would ask for another one.
 func (h *hijackCapture) WriteHeader(status int) {
 	if status != http.StatusSwitchingProtocols {
 		h.Header().Set("Connection", "close")
+		h.refused = status
+		return
 	}
 	h.ResponseWriter.WriteHeader(status)
+}
+
+func (h *hijackCapture) Write(p []byte) (int, error) {
+	if h.refused != 0 {
+		return len(p), nil
+	}
+	return h.ResponseWriter.Write(p)
 }
 
 func (h *hijackCapture) Hijack() (net.Conn, *bufio.ReadWriter, error) {

@@ -12,7 +12,7 @@ const (
 	// maxStrikes is how many connections of an address may have come to nothing, beyond as many as it has clients that are
 	// known, before further ones are held up. One is forgotten every strikeLife: a page that is reloaded over a bad network,
 	// or a client whose token has expired, causes a few.
-	maxStrikes, strikeLife = 30, 2 * time.Second
+	maxStrikes, strikeLife = 20, 2 * time.Second
 	// strikeHold is how long a request of such an address waits for its refusal, at least, and half of what it waits at most.
 	// To refuse it at once would have it come again at once; while it waits, it costs a socket and a timer.
 	strikeHold = 8 * time.Second

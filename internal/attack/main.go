@@ -231,6 +231,7 @@ func run(ctx context.Context, length time.Duration, honest int, scale float64) e
 	if err := dummy.hear(&at); err != nil {
 		return err
 	}
+	var beginnings []phase
 	under := func(name, addr string) (phase, error) {
 		attack.Addr = addr
 		attackers, err := startAttackers(attack)
@@ -242,7 +243,12 @@ func run(ctx context.Context, length time.Duration, honest int, scale float64) e
 				a.kill()
 			}
 		}()
-		time.Sleep(3 * time.Second) // they come up to strength
+		time.Sleep(3 * time.Second)                                  // they come up to strength
+		first, err := measure(name+", the first 8 s", 8*time.Second) // until it is known who they are
+		if err != nil {
+			return first, err
+		}
+		beginnings = append(beginnings, first)
 		p, err := measure(name, length)
 		if err != nil {
 			return p, err
@@ -290,7 +296,7 @@ func run(ctx context.Context, length time.Duration, honest int, scale float64) e
 	if err := <-writing; err != nil {
 		return err
 	}
-	report([]phase{before, control, during, after}, recovered, honest)
+	report([]phase{before, beginnings[0], control, beginnings[1], during, after}, recovered, honest)
 	if recovered < 0 {
 		return fmt.Errorf("30 s after the attack there are %v connections, not %d", after.connections, honest)
 	}
@@ -310,11 +316,11 @@ type phase struct {
 
 func report(phases []phase, recovered time.Duration, honest int) {
 	fmt.Printf("\nFrom the acknowledged commit to %d honest sockets\n", honest)
-	fmt.Printf("  %-8s %8s %10s %9s %9s %9s %10s %12s\n", "", "events", "received", "p50 ms", "p99 ms", "max ms", "RSS MiB", "connections")
+	fmt.Printf("  %-23s %8s %10s %9s %9s %9s %10s %12s\n", "", "events", "received", "p50 ms", "p99 ms", "max ms", "RSS MiB", "connections")
 	p99 := map[string]float64{}
 	for _, p := range phases {
 		p99[p.name] = percentile(p.latencies, 0.99)
-		fmt.Printf("  %-8s %8d %10d %9.2f %9.2f %9.2f %10.1f %12.0f\n", p.name, p.events, len(p.latencies),
+		fmt.Printf("  %-23s %8d %10d %9.2f %9.2f %9.2f %10.1f %12.0f\n", p.name, p.events, len(p.latencies),
 			percentile(p.latencies, 0.5), p99[p.name], percentile(p.latencies, 1), float64(p.rss)/(1<<20), p.connections)
 	}
 	fmt.Printf("  p99 during, to before %+.0f %%, to the control %+.0f %%\n", 100*(p99["during"]/p99["before"]-1), 100*(p99["during"]/p99["control"]-1))
