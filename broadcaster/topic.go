@@ -51,7 +51,7 @@ func (b *Broadcaster) attach(name string, sub *subscription) {
 	t := b.topics[name]
 	if t == nil {
 		t = &topic{name: name, partition: wire.Partition(name)}
-		t.log.maxEvents, t.log.maxBytes = b.cfg.LogEvents, b.cfg.LogBytes
+		t.log.maxEvents, t.log.maxBytes, t.log.maxMessage = b.cfg.LogEvents, b.cfg.LogBytes, maxMessage
 		t.channel = stream.Channel{Epoch: b.Epoch(), Partition: t.partition, Topic: name}
 		b.topics[name] = t
 		b.subscription.Add(t.channel)
