@@ -80,6 +80,21 @@ func TestSpliceSchedules(t *testing.T) {
 	t.Logf("%d schedules, %d steps", done.Load(), steps.Load())
 }
 
+// A feed that somebody follows is looked at until its log has what is known to exist. (What else heals it is so near that few
+// schedules need this.)
+func TestLaggingLogIsLookedAt(t *testing.T) {
+	f := &feed{looked: true}
+	f.channel.Epoch = "1-aaaa"
+	f.log.start("1-aaaa", 4)
+	f.raise(3)
+	if f.unsure(true) {
+		t.Error("a log that is whole is looked at")
+	}
+	if f.raise(5); !f.unsure(true) || f.unsure(false) {
+		t.Error("a log that lags is not looked at, or one that nobody follows is")
+	}
+}
+
 const (
 	simOffsets = 64 // offsets of one schedule, at most
 	simEpochs  = 8
