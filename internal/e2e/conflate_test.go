@@ -80,7 +80,7 @@ func TestStalledConflatingSubscriber(t *testing.T) {
 		}
 		for _, e := range together {
 			var n int
-			if _, err := fmt.Sscanf(string(e.Data), `{"n" : %d`, &n); err != nil {
+			if _, err := fmt.Sscanf(string(e.Data), `{"n":%d`, &n); err != nil {
 				t.Fatalf("%s: %v", e.Data, err)
 			}
 			state[e.Key] = fmt.Sprint(n)
