@@ -272,7 +272,6 @@ func (s *session) advance() {
 			s.line = nil
 		}
 		if next.sub.life == next.life && !s.closed {
-			next.sub.began = time.Now()
 			s.turn(next.sub)
 		}
 	}
@@ -280,6 +279,9 @@ func (s *session) advance() {
 
 // turn has a subscription read, in the place that it was given. Called with the session's mu held.
 func (s *session) turn(sub *subscription) {
+	if sub.window == nil {
+		sub.began = time.Now()
+	}
 	if sub.grant(&sub.t.log) {
 		s.replays++
 		s.b.replay(sub)

@@ -18,7 +18,7 @@ type subscription struct {
 	id    int64     // of the subscribe request
 	dirty bool      // is in s.dirty
 	index int       // in t.subs
-	began time.Time // when it got its place among the replays
+	began time.Time // when it got its place among the replays, for its window
 
 	granted *auth.Identity // the last token that was found to allow the topic; nil: authentication is off
 }
