@@ -12,14 +12,14 @@ import (
 	"github.com/commitcast/commitcast/stream"
 )
 
-// An event that a topic hears costs no memory for each of its subscribers that are caught up: neither to wake them, nor
+// An event that a topic hears costs no memory for each of its subscribers that are caught up, whether they conflate or not: neither to wake them, nor
 // to assemble their messages, nor to write these to their sockets. (The race detector has pools forget at random.)
 func TestDeliveryAllocatesNothing(t *testing.T) {
 	const subscribers = 100
 	b := &Broadcaster{metrics: newMetrics(nil)}
 	b.cfg, _ = Config{LogEvents: 128}.withDefaults()
 	heard := &topic{name: "t"}
-	heard.log.maxEvents, heard.log.maxBytes = b.cfg.LogEvents, b.cfg.LogBytes
+	heard.log.maxEvents, heard.log.maxBytes, heard.log.maxMessage = b.cfg.LogEvents, b.cfg.LogBytes, maxMessage
 	heard.channel = stream.Channel{Epoch: "1-aaaa", Topic: "t"}
 	heard.log.start("1-aaaa", 1)
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
@@ -27,7 +27,7 @@ func TestDeliveryAllocatesNothing(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer listener.Close()
-	for range subscribers {
+	for i := range subscribers {
 		client, err := net.Dial("tcp", listener.Addr().String())
 		if err != nil {
 			t.Fatal(err)
@@ -41,6 +41,7 @@ func TestDeliveryAllocatesNothing(t *testing.T) {
 		go io.CopyBuffer(io.Discard, struct{ io.Reader }{client}, make([]byte, 4<<10)) // ends with the connection
 		sub := &subscription{s: newSession(b, &socket{conn: server}, netip.Prefix{}), t: heard}
 		sub.state, sub.epoch = subLive, "1-aaaa"
+		sub.conflate = i%2 == 0
 		heard.subs = append(heard.subs, sub)
 	}
 	next := benchRun(1)

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/commitcast/commitcast/stream"
+	"github.com/commitcast/commitcast/wire"
 )
 
 // What one event costs the hot path: into the log once, out of it once for each subscriber.
@@ -102,5 +103,19 @@ func BenchmarkKept(b *testing.B) {
 			b.Fatal("not kept")
 		}
 		after = (after + 7919) % (1000 * replayEvents)
+	}
+}
+
+// BenchmarkWindow is what one event costs a conflating subscriber that is behind, with 1,000 keys.
+func BenchmarkWindow(b *testing.B) {
+	frames := make([][]byte, 1000)
+	for i := range frames {
+		frames[i], _ = wire.AppendEvent(nil, &wire.Event{Topic: "market:42", Epoch: "1-aaaa", Offset: int64(i + 1), ID: int64(i), Type: "price",
+			Key: fmt.Sprintf("item-%d", i), At: time.Unix(0, 0), Data: []byte(`{"price":"0.53","amount":120,"side":"yes","account":"a-1234567"}`)})
+	}
+	w := newWindow(0, 1<<20)
+	b.ReportAllocs()
+	for i := 0; b.Loop(); i++ {
+		w.add(frames[i%len(frames)])
 	}
 }

@@ -184,7 +184,7 @@ func FuzzTokenInQuery(f *testing.F) {
 func FuzzServerSent(f *testing.F) {
 	event, _ := wire.AppendEvent(nil, &wire.Event{Topic: "t", Epoch: "1-0000", Offset: 7, ID: 8, Type: "x", Data: []byte(`{"a":1}`)})
 	for _, seed := range [][]byte{event, wire.AppendReset(nil, "t", "1-0000", 3, "ahead", 20), wire.AppendSubscribed(nil, 1, "t", "1-0000", 2, 3),
-		wire.AppendError(nil, 1, &wire.Error{Code: "forbidden", Message: "no\n"}), []byte(`{"op":"event",,"epoch":"x","offset":1`), []byte("{\"op\":\"a\\nid: 9\"}"), []byte("data: \r\nid: 7\n")} {
+		wire.AppendError(nil, 1, &wire.Error{Code: "forbidden", Message: "no\n"}), wire.AppendConflated(nil, event, 3, true), []byte(`{"op":"event",,"epoch":"x","offset":1`), []byte("{\"op\":\"a\\nid: 9\"}"), []byte("data: \r\nid: 7\n")} {
 		f.Add(seed, "1-0000:6")
 	}
 	f.Fuzz(func(t *testing.T, frame []byte, asked string) {

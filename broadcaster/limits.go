@@ -309,6 +309,11 @@ func (p *pings) wait(ctx context.Context) error {
 // startReplay puts a subscription in line for a page of a replay, and begins it if there is a place: one client with many
 // subscriptions that are behind takes Config.MaxReplays places at most. Called with the session's mu held.
 func (s *session) startReplay(sub *subscription) {
+	if i := slices.Index(s.holding, sub); i >= 0 { // of a window: it goes on with the place that it has
+		s.holding = slices.Delete(s.holding, i, i+1)
+		s.turn(sub)
+		return
+	}
 	if len(s.line) >= s.b.cfg.MaxSubscriptions { // some have ended, or begun anew
 		s.line = slices.DeleteFunc(s.line, func(q queued) bool { return q.sub.life != q.life })
 	}
@@ -328,7 +333,7 @@ type queued struct {
 // taken what it brought: so one that reads nothing holds a few pages, however many subscriptions it has. Called with the
 // session's mu held, whenever a place may have become free.
 func (s *session) advance() {
-	s.holding = slices.DeleteFunc(s.holding, func(sub *subscription) bool { return len(sub.chunk) == 0 })
+	s.holding = slices.DeleteFunc(s.holding, func(sub *subscription) bool { return !sub.holds() })
 	for len(s.line) > 0 && s.replays+len(s.holding) < s.b.cfg.MaxReplays {
 		next := s.line[0]
 		s.line[0] = queued{}
@@ -336,10 +341,23 @@ func (s *session) advance() {
 			s.line = nil
 		}
 		if next.sub.life == next.life && !s.closed {
-			s.replays++
-			s.b.replay(next.sub)
+			s.turn(next.sub)
 		}
 	}
+}
+
+// turn has a subscription read, in the place that it was given. Called with the session's mu held.
+func (s *session) turn(sub *subscription) {
+	if sub.window == nil {
+		sub.began = time.Now()
+	}
+	if sub.grant(&sub.t.log) {
+		s.replays++
+		s.b.replay(sub)
+		return
+	}
+	s.holding = append(s.holding, sub)
+	s.wakeLocked(sub)
 }
 
 // replayEnded gives the place on: to what was read, until it is written, or to the next in line. Called without the session's
@@ -348,7 +366,7 @@ func (s *session) replayEnded(sub *subscription) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.replays--
-	if len(sub.chunk) > 0 && !slices.Contains(s.holding, sub) {
+	if sub.holds() && !slices.Contains(s.holding, sub) {
 		s.holding = append(s.holding, sub)
 	}
 	s.advance()

@@ -15,6 +15,7 @@ import (
 type sharedLog struct {
 	maxEvents, maxBytes int
 	room                *room // that of the node; nil: without a limit
+	maxMessage          int // bytes: a conflating subscriber for whom more is waiting is behind
 
 	mu     sync.RWMutex
 	epoch  string   // "" until the first reset: the position is not known yet
@@ -201,6 +202,38 @@ func (l *sharedLog) read(p []byte, epoch string, cursor, end int64, budget int) 
 		cursor++
 	}
 	return p, cursor, last, readCurrent
+}
+
+// pending is how many bytes of a message all frames after cursor take; -1 if the log begins after it. 0 of another epoch.
+func (l *sharedLog) pending(epoch string, cursor int64) (bytes int) {
+	l.mu.RLock()
+	defer l.mu.RUnlock()
+	switch {
+	case l.epoch != epoch:
+		return 0
+	case cursor+1 < l.first:
+		return -1
+	}
+	for n := cursor + 1; n < l.next; n++ {
+		bytes += len(l.frames[l.head+int(n-l.first)]) + 1
+	}
+	return bytes
+}
+
+// window adds what follows a window to it, until it holds as much as a log may.
+func (l *sharedLog) window(w *window, epoch string) readState {
+	l.mu.RLock()
+	defer l.mu.RUnlock()
+	switch {
+	case l.epoch != epoch:
+		return readForeign
+	case w.last+1 < l.first:
+		return readBehind
+	}
+	for w.last+1 < l.next && !w.full() {
+		w.add(l.frames[l.head+int(w.last+1-l.first)])
+	}
+	return readCurrent
 }
 
 // appendLine appends a frame to a message: lines are separated, not ended, by a newline.

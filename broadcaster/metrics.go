@@ -7,7 +7,7 @@ type metrics struct {
 	connections, subscriptions, topics        prometheus.Gauge
 	messages, bytes, delivered, runs          prometheus.Counter
 	gaps, healed, stalled, turnedAway, epochs prometheus.Counter
-	expired                                   prometheus.Counter
+	expired, conflated                        prometheus.Counter
 	resets, replayed, refused, tokens         *prometheus.CounterVec
 	shut, limits                              *prometheus.CounterVec
 }
@@ -29,6 +29,7 @@ func newMetrics(r prometheus.Registerer) *metrics {
 		messages:      counter("messages_total", "WebSocket messages written; each holds one or more frames."),
 		bytes:         counter("bytes_total", "Bytes of messages written, without headers."),
 		delivered:     counter("events_delivered_total", "Events written, summed over subscribers."),
+		conflated:     counter("events_conflated_total", "Events left out for conflating subscribers that were behind, summed over them."),
 		runs:          counter("runs_total", "Runs of events heard from the stream."),
 		gaps:          counter("gaps_total", "Runs that did not follow what was heard before."),
 		healed:        counter("events_healed_total", "Events that a log took from storage because the stream did not bring them."),
@@ -45,7 +46,7 @@ func newMetrics(r prometheus.Registerer) *metrics {
 	}
 	if r != nil {
 		r.MustRegister(m.connections, m.subscriptions, m.topics, m.messages, m.bytes, m.delivered, m.runs, m.gaps,
-			m.healed, m.stalled, m.turnedAway, m.epochs, m.resets, m.replayed, m.refused, m.expired, m.tokens, m.shut, m.limits)
+			m.healed, m.stalled, m.turnedAway, m.epochs, m.resets, m.replayed, m.refused, m.expired, m.tokens, m.shut, m.limits, m.conflated)
 	}
 	return m
 }

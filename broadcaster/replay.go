@@ -23,6 +23,9 @@ const (
 	// replayStream is how much of it the stream gets: one that answers later is no help against the journal, which has
 	// the same, and one that has gone dead without a word must not hold up what is to be healed.
 	replayStream = 500 * time.Millisecond
+	// windowsPerHeartbeat is how many windows can be read in the time of a heartbeat: a client that hears of newer events in
+	// two heartbeats, and sees none, takes that for a loss.
+	windowsPerHeartbeat = 2
 )
 
 var errEpoch = errors.New("the database is in another epoch")
@@ -144,7 +147,7 @@ func (r *replayer) read(ctx context.Context, h hole, most int64) (stream.Run, er
 // be decided, nothing is read, and it is tried again. Called with the session's mu held.
 func (b *Broadcaster) replay(sub *subscription) {
 	life, who := sub.life, sub.s.who
-	h := hole{place{&sub.t.feed, sub.history}, stream.Channel{Epoch: sub.epoch, Partition: sub.t.partition, Topic: sub.t.name}, sub.cursor}
+	h := hole{place{&sub.t.feed, sub.history}, stream.Channel{Epoch: sub.epoch, Partition: sub.t.partition, Topic: sub.t.name}, sub.position()}
 	b.spawn(func(ctx context.Context) { // ends after one range
 		defer sub.s.replayEnded(sub)
 		var run stream.Run
@@ -161,7 +164,11 @@ func (b *Broadcaster) replay(sub *subscription) {
 		s := sub.s
 		s.mu.Lock()
 		defer s.mu.Unlock()
-		switch sub.splice(life, run, err) {
+		then := sub.splice(life, run, err)
+		if sub.window != nil && time.Since(sub.began) > b.cfg.Heartbeat/windowsPerHeartbeat {
+			sub.window.enough = true
+		}
+		switch then {
 		case replayTaken:
 			s.wakeLocked(sub)
 		case replayRetry:

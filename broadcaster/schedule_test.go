@@ -1,11 +1,13 @@
 package broadcaster
 
 import (
+	"bytes"
 	"errors"
 	"flag"
 	"fmt"
 	"math/rand/v2"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -78,17 +80,34 @@ func TestSpliceSchedules(t *testing.T) {
 	t.Logf("%d schedules, %d steps", done.Load(), steps.Load())
 }
 
+// A feed that somebody follows is looked at until its log has what is known to exist. (What else heals it is so near that few
+// schedules need this.)
+func TestLaggingLogIsLookedAt(t *testing.T) {
+	f := &feed{looked: true}
+	f.channel.Epoch = "1-aaaa"
+	f.log.start("1-aaaa", 4)
+	f.raise(3)
+	if f.unsure(true) {
+		t.Error("a log that is whole is looked at")
+	}
+	if f.raise(5); !f.unsure(true) || f.unsure(false) {
+		t.Error("a log that lags is not looked at, or one that nobody follows is")
+	}
+}
+
 const (
 	simOffsets = 64 // offsets of one schedule, at most
 	simEpochs  = 8
-	simLog     = 4  // events in the log
-	simFrame   = 75 // bytes of a frame, about
-	simSubs    = 3  // subscriptions at a time
-	simRange   = 3  // events of one read
+	simLog     = 4   // events in the log
+	simFrame   = 150 // bytes of a frame, about
+	simKeys    = 3
+	simSubs    = 3 // subscriptions at a time
+	simRange   = 3 // events of one read
 	simKept    = 6 * (simFrame + frameCost)
 )
 
-// A frame is one of the protocol, whose topic is the history in which the event was sequenced.
+// A frame is one of the protocol, whose topic is the history in which the event was sequenced. Its key follows from history
+// and offset.
 var (
 	frames     [simEpochs + 1][simEpochs + 8][simOffsets][]byte // by epoch, history and offset
 	epochNames [simEpochs + 1]string
@@ -99,10 +118,42 @@ func init() {
 		epochNames[e] = fmt.Sprintf("%d-aaaa", e)
 		for h := range frames[e] {
 			for n := range frames[e][h] {
-				frames[e][h][n] = wire.AppendSkip(nil, string(rune('a'+h)), epochNames[e], int64(n), 0)
+				event := wire.Event{Topic: string(rune('a' + h)), Epoch: epochNames[e], Offset: int64(n), Type: "a\"", Data: []byte("0")}
+				if key := keyOf(byte(h), int64(n)); key >= 0 {
+					event.Key = fmt.Sprintf("\\%d", key)
+				}
+				if frames[e][h][n], _ = wire.AppendEvent(nil, &event); n%7 == 6 {
+					frames[e][h][n] = wire.AppendSkip(nil, event.Topic, event.Epoch, event.Offset, 0)
+				}
 			}
 		}
 	}
+}
+
+// keyOf is the number of an event's key; -1: it has none.
+func keyOf(history byte, offset int64) int {
+	if offset%4 == 3 || offset%7 == 6 {
+		return -1
+	}
+	return int(offset+int64(history)) % simKeys
+}
+
+// key is that of the event at an offset as seen in an epoch. A fence has none.
+func (w *world) key(e int, n int64) int {
+	if w.changes[w.truth[e][n]][n].id > 0 {
+		return -1
+	}
+	return keyOf(w.truth[e][n], n)
+}
+
+// state is what all events up to an offset make, as seen in an epoch: of each key, the offset of the latest.
+func (w *world) state(e int, at int64) (state [simKeys]int64) {
+	for n := int64(1); n <= at; n++ {
+		if key := w.key(e, n); key >= 0 {
+			state[key] = n
+		}
+	}
+	return state
 }
 
 // told reads a frame.
@@ -235,7 +286,7 @@ type joinOp struct {
 }
 
 type rangeOp struct {
-	phase int // 1 wanted, 2 it reads, 3 it has read, 4 another one reads
+	phase int // 5 waits for its turn, 1 wanted, 2 it reads, 3 it has read, 4 another one reads
 	era   int
 	sub   *simSub
 	life  uint64
@@ -250,11 +301,19 @@ type timer struct {
 	join bool
 }
 
-// memory is what a client holds: it saw offset at, of a history, in an epoch.
+// memory is what a client holds: it saw offset at, of a history, in an epoch, and has made a state of it.
 type memory struct {
 	epoch   int
 	at      int64
 	history byte
+	state   [simKeys]int64
+}
+
+// passed is an event that a client was shown.
+type passed struct {
+	epoch   int
+	history byte
+	offset  int64
 }
 
 type simSub struct {
@@ -264,11 +323,12 @@ type simSub struct {
 	told      int // times that "subscribed" was sent
 	mem       memory
 	admission admission
-	read      change // what was read about its subject
-	cleared   change // … when it went live
-	mayJoin   bool   // the world knows that it was right to admit it …
-	mayIn     int    // … in this epoch
-	needless  bool   // its cursor was found not to be valid, although that of its client is
+	read      change   // what was read about its subject
+	cleared   change   // … when it went live
+	mayJoin   bool     // the world knows that it was right to admit it …
+	mayIn     int      // … in this epoch
+	together  []passed // what it was shown and is to apply with what comes next
+	needless  bool     // its cursor was found not to be valid, although that of its client is
 }
 
 func (w *world) log(format string, args ...any) {
@@ -293,7 +353,7 @@ func (w *world) reset(seed uint64) {
 		later: w.later[:0], subs: w.subs[:0], replays: w.replays[:0], pool: w.pool, message: w.message,
 		join: joinOp{batch: w.join.batch[:0], position: w.join.position[:0]}, feed: feed{log: sharedLog{frames: w.feed.log.frames[:0]}}}
 	w.rng = rand.New(&w.pcg)
-	w.feed.log.maxEvents, w.feed.log.maxBytes = simLog, 1<<10
+	w.feed.log.maxEvents, w.feed.log.maxBytes, w.feed.log.maxMessage = simLog, 1<<10, 3*simFrame/2
 	w.kept = newKept(simKept, simRange)
 	w.low, w.history = 1, 0
 	for e := range w.began {
@@ -432,7 +492,7 @@ func (w *world) forgettable() bool {
 		}
 	}
 	for _, s := range w.subs {
-		if s.cursor+int64(len(s.chunk)) > w.feed.want.Load() {
+		if s.position()+int64(len(s.chunk)) > w.feed.want.Load() {
 			return false
 		}
 	}
@@ -808,7 +868,7 @@ func (w *world) stepJoin() bool {
 			if s.told == 0 {
 				w.badCursors++
 			}
-			w.client[s.slot] = memory{epoch: w.epoch, at: w.head, history: w.rows[w.head].history}
+			w.client[s.slot] = memory{w.epoch, w.head, w.rows[w.head].history, w.state(w.epoch, w.head)}
 			w.ended(s)
 		case joinAgain:
 			if op.epoch == w.nodeEpoch {
@@ -840,7 +900,7 @@ func (w *world) joined(s *simSub, outcome joined, p wire.Position) {
 	if outcome == joinAnswered {
 		s.told++
 		if s.asked.IsZero() {
-			s.mem = memory{epoch: e, at: s.cursor, history: w.truth[e][s.cursor]}
+			s.mem = memory{e, s.cursor, w.truth[e][s.cursor], w.state(e, s.cursor)}
 		}
 	}
 	if s.told != 1 {
@@ -866,7 +926,20 @@ func (w *world) stepReplay() bool {
 		return false
 	}
 	i := w.rng.IntN(len(w.replays))
+	if op := w.replays[i]; op.phase == 5 {
+		s := op.sub
+		if op.phase = 1; s.life != op.life || !s.grant(&w.feed.log) {
+			w.replays = slices.Delete(w.replays, i, i+1)
+			s.dirty = s.dirty || s.life == op.life
+			return true
+		}
+		op.hole = hole{place{&w.feed, s.history}, stream.Channel{Epoch: s.epoch}, s.position()}
+	}
 	for range w.replays {
+		if w.replays[i].phase == 5 {
+			i = (i + 1) % len(w.replays)
+			continue
+		}
 		moved, brought := w.stepFetch(w.replays[i])
 		if brought {
 			w.spliceReplay(i)
@@ -926,8 +999,11 @@ func (w *world) spliceReplay(i int) {
 	switch next {
 	case replayTaken:
 		op.sub.dirty = true
-		if op.run.First != op.sub.cursor+1 {
-			w.fail("no chunk with a hole", "sub %d at %d took a run from %d", op.sub.slot, op.sub.cursor, op.run.First)
+		if op.run.First != op.hole.after+1 {
+			w.fail("no chunk with a hole", "sub %d at %d took a run from %d", op.sub.slot, op.hole.after, op.run.First)
+		}
+		if op.sub.slot == 0 && w.rng.IntN(4) == 0 && op.sub.window != nil { // who waits long enough
+			op.sub.window.enough = true
 		}
 	case replayRetry:
 		w.later = append(w.later, timer{op.sub, false})
@@ -972,25 +1048,22 @@ func (w *world) stepCollect() bool {
 func (w *world) collect(s *simSub) {
 	s.dirty = false
 	before := s.cursor
-	behind := s.replaying || len(s.chunk) > 0
-	p, more, then := s.reader.collect(append(w.message[:0], make([]byte, headerRoom)...), &w.feed.log, w.rng.IntN(9)*simFrame/2)
+	behind := s.replaying || s.holds()
+	budget := w.rng.IntN(9) * simFrame / 2
+	if then := w.feed.log.pending(s.epoch, s.cursor); s.conflate && then >= 0 && then <= w.feed.log.maxMessage && !behind {
+		defer func() {
+			if s.holds() || s.replaying {
+				w.fail("no window for who is not behind", "sub %d", s.slot)
+			}
+		}()
+	}
+	p, more, then := s.reader.collect(append(w.message[:0], make([]byte, headerRoom)...), &w.feed.log, budget)
 	w.message = p
 	s.dirty = more
-	e := epochNumber(s.epoch)
 	for line := range strings.SplitSeq(string(p[headerRoom:]), "\n") {
-		if line == "" {
-			continue
+		if line != "" {
+			w.show(s, []byte(line))
 		}
-		in, history, n := told([]byte(line))
-		if n != s.mem.at+1 {
-			w.fail("contiguous", "sub %d is shown %d after %d", s.slot, n, s.mem.at)
-			return
-		}
-		if w.truth[e][n] != history {
-			w.fail("nothing from another history", "sub %d is shown %d of history %c in %s", s.slot, n, 'a'+history, s.epoch)
-			return
-		}
-		s.mem = memory{epoch: in, at: n, history: history} // the client's cursor follows the event's
 	}
 	w.heldToFences(s, before, behind, then)
 	if s.state == subLive && s.cursor != s.mem.at {
@@ -1009,8 +1082,60 @@ func (w *world) collect(s *simSub) {
 				w.fail("one replay", "sub %d has a second one", s.slot)
 			}
 		}
-		w.replays = append(w.replays, &rangeOp{phase: 1, sub: s, life: s.life,
-			hole: hole{place{&w.feed, s.history}, stream.Channel{Epoch: s.epoch}, s.cursor}})
+		w.replays = append(w.replays, &rangeOp{phase: 5, sub: s, life: s.life})
+	}
+}
+
+// show is what a client does with a frame.
+func (w *world) show(s *simSub, line []byte) {
+	e := epochNumber(s.epoch)
+	in, history, n := told(line)
+	left := int64(0)
+	if _, mark, ok := strings.Cut(string(line), `,"conflated":`); ok {
+		fmt.Sscanf(mark, "%d", &left)
+	}
+	more := wire.HasMore(line)
+	if (left > 0 || more) && !s.conflate {
+		w.fail("nothing is left out unasked", "sub %d is shown %s", s.slot, line)
+	}
+	at := s.mem.at
+	if after := n - 1 - left; after == at {
+		s.together = s.together[:0] // from where it stands: what was shown after that is void
+	} else if len(s.together) > 0 {
+		at = s.together[len(s.together)-1].offset
+	}
+	if n-1-left != at {
+		w.fail("contiguous", "sub %d is shown %d, %d left out, after %d", s.slot, n, left, at)
+		return
+	}
+	if w.truth[e][n] != history {
+		w.fail("nothing from another history", "sub %d is shown %d of history %c in %s", s.slot, n, 'a'+history, s.epoch)
+		return
+	}
+	if s.together = append(s.together, passed{in, history, n}); more {
+		return
+	}
+	next, o := s.mem, s.mem.at+1
+	var seen [simKeys]bool
+	for _, p := range s.together {
+		for ; o < p.offset; o++ {
+			if key := w.key(e, o); key < 0 || !slices.ContainsFunc(s.together, func(q passed) bool { return q.offset > o && w.key(e, q.offset) == key }) {
+				w.fail("what is left out has a later event of its key", "sub %d is not shown %d", s.slot, o)
+			}
+		}
+		o++
+		next.epoch, next.at, next.history = p.epoch, p.offset, p.history // the client's cursor follows the event's
+		if key := w.key(e, p.offset); key >= 0 {
+			if seen[key] {
+				w.fail("one event of a key in a window", "sub %d is shown %d, too", s.slot, p.offset)
+			}
+			seen[key] = true
+			next.state[key] = p.offset
+		}
+	}
+	s.mem, s.together = next, s.together[:0]
+	if truth := w.state(e, next.at); truth != next.state {
+		w.fail("the state is that of its offset", "sub %d at %d of %s has %v, want %v", s.slot, next.at, s.epoch, next.state, truth)
 	}
 }
 
@@ -1061,8 +1186,8 @@ func (w *world) subscribe(slot int) {
 	}
 	s := w.pool[w.pooled]
 	w.pooled++
-	*s = simSub{slot: slot}
-	s.subject = subjects[slot]
+	*s = simSub{slot: slot, together: s.together[:0]}
+	s.subject, s.conflate = subjects[slot], w.rng.IntN(2) == 0
 	switch c := w.client[slot]; w.rng.IntN(4) {
 	case 0: // from the head
 	case 1: // from the beginning
@@ -1225,7 +1350,18 @@ func (w *world) check() {
 				w.fail("no chunk with a hole", "sub %d at %d holds one from %d", s.slot, s.cursor, first)
 			}
 		}
-		if s.state != subLive && (len(s.chunk) > 0 || s.replaying) {
+		if held := s.window; held != nil && (held.bytes > held.most+windowCost+2*simFrame || len(held.all) > 2*simLog) {
+			w.fail("a window is bounded", "sub %d: %d bytes, %d events", s.slot, held.bytes, len(held.all))
+		}
+		if held := s.window; held != nil {
+			for i, e := range held.all {
+				key := wire.EventKey(e.frame)
+				if key != nil && slices.ContainsFunc(held.all[i+1:], func(other *windowed) bool { return bytes.Equal(wire.EventKey(other.frame), key) }) {
+					w.fail("one event of a key in a window", "sub %d: %s", s.slot, key)
+				}
+			}
+		}
+		if s.state != subLive && (s.holds() || s.replaying) {
 			w.fail("no replay beyond a life", "sub %d", s.slot)
 		}
 	}
@@ -1337,7 +1473,7 @@ func (w *world) rested(rule string) {
 		w.fail(rule, "the feed is not whole: confirmed %v, looked %v, lags %v, healing %v", w.feed.confirmed, w.feed.looked, w.feed.lags(), w.feed.healing)
 	}
 	for _, s := range w.subs {
-		if s.state != subLive || s.cursor != w.head || s.dirty {
+		if s.state != subLive || s.cursor != w.head || s.dirty || s.holds() {
 			w.fail(rule, "sub %d in state %d at %d of %d", s.slot, s.state, s.cursor, w.head)
 		}
 		if w.access[s.slot].revoked {

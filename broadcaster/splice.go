@@ -193,8 +193,13 @@ type reader struct {
 	origin   string      // the epoch of the cursor as the client has it: that of the event itself, or of what it asked
 
 	chunk     [][]byte // what a replay brought: the offsets from cursor+1 on
-	replaying bool
-	life      uint64 // counts the ends of being live: a replay asked for in an earlier one is void
+	replaying bool     // one is under way, or waits for its turn
+
+	conflate bool    // the client wants no more than it needs when it is behind
+	window   *window // what it is sent then
+	leftOut  int64   // how many events it was not shown so far
+
+	life uint64 // counts the ends of being live: a replay asked for in an earlier one is void
 }
 
 // question is the cursor to be checked; zero if there is none yet. It is the one with which the client itself would come
@@ -274,7 +279,7 @@ func (r *reader) end() {
 }
 
 func (r *reader) leave() {
-	r.chunk, r.replaying = nil, false
+	r.chunk, r.window, r.replaying = nil, nil, false
 	r.life++
 }
 
@@ -293,9 +298,14 @@ func (r *reader) collect(p []byte, log *sharedLog, budget int) (_ []byte, more b
 	if r.state != subLive {
 		return p, false, nextNothing
 	}
-	if r.at > 0 && (r.replaying || len(r.chunk) > 0) {
+	if r.at > 0 && (r.replaying || r.holds()) {
 		r.end()
 		return p, false, nextEnd
+	}
+	if r.conflate {
+		if p, more, then, ok := r.conflated(p, log, budget); ok {
+			return p, more, then
+		}
 	}
 	start := len(p)
 	var last []byte
@@ -326,14 +336,20 @@ func (r *reader) collect(p []byte, log *sharedLog, budget int) (_ []byte, more b
 	case r.cursor+1 >= r.limit() || state == readBehind && r.at > 0:
 		r.end()
 		then = nextEnd
-	case state != readBehind || r.replaying:
-	case r.subject != "" && r.cleared < log.since():
-		r.recheck()
-		then = nextCheck
-	default:
-		r.replaying, then = true, nextReplay
+	case state == readBehind && !r.replaying:
+		then = r.behind(log)
 	}
 	return p, state == readMore, then
+}
+
+// behind says how a reader that is behind the log goes on.
+func (r *reader) behind(log *sharedLog) next {
+	if r.subject != "" && r.cleared < log.since() {
+		r.recheck()
+		return nextCheck
+	}
+	r.replaying = true
+	return nextReplay
 }
 
 // passed takes note of the epoch of the event that the cursor is now at.
@@ -365,9 +381,13 @@ func (r *reader) splice(life uint64, run stream.Run, err error) replayed {
 	case len(run.Frames) == 0:
 		r.recheck()
 		return replayCheck
-	case run.First != r.cursor+1 || run.Epoch != r.epoch:
+	case run.First != r.position()+1 || run.Epoch != r.epoch:
 		return replayRetry // never spliced with a hole
 	}
-	r.chunk = run.Frames
+	if r.window != nil {
+		r.fold(run)
+	} else {
+		r.chunk = run.Frames
+	}
 	return replayTaken
 }

@@ -52,6 +52,14 @@ func (b *Broadcaster) serveEvents(w http.ResponseWriter, r *http.Request) {
 	if last := r.Header.Get("Last-Event-ID"); last != "" {
 		req.After = last
 	}
+	switch conflate := r.URL.Query().Get("conflate"); conflate {
+	case "", "false":
+	case "true":
+		req.Conflate = true
+	default:
+		problem(w, http.StatusBadRequest, wire.CodeBadRequest, "conflate is true or false")
+		return
+	}
 	if err := checkSubscribe(req); err != nil {
 		problem(w, http.StatusBadRequest, err.Code, err.Message)
 		return
@@ -243,9 +251,11 @@ func (e *eventStream) stop() {
 // its own.
 func appendServerSent(dst, frame []byte, asked string) (_ []byte, last bool) {
 	if epoch, offset, ok := eventCursor(frame); ok {
-		dst = append(dst, "id: "...)
-		dst = append(append(append(dst, epoch...), ':'), offset...)
-		return append(appendData(append(dst, '\n'), frame), '\n'), false
+		if !wire.HasMore(frame) { // who reconnects comes back to before what belongs together
+			dst = append(dst, "id: "...)
+			dst = append(append(append(append(dst, epoch...), ':'), offset...), '\n')
+		}
+		return append(appendData(dst, frame), '\n'), false
 	}
 	m, err := wire.ParseMessage(frame)
 	if err != nil {

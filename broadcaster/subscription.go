@@ -15,9 +15,10 @@ type subscription struct {
 	reader
 	s     *session
 	t     *topic
-	id    int64 // of the subscribe request
-	dirty bool  // is in s.dirty
-	index int   // in t.subs
+	id    int64     // of the subscribe request
+	dirty bool      // is in s.dirty
+	index int       // in t.subs
+	began time.Time // when it got its place among the replays, for its window
 
 	granted *auth.Identity // the last token that was found to allow the topic; nil: authentication is off
 }
@@ -40,7 +41,7 @@ func (b *Broadcaster) subscribe(s *session, req wire.Request) error {
 		s.mu.Unlock()
 		return b.tooMany()
 	}
-	sub := &subscription{s: s, id: req.ID, granted: s.who, reader: reader{asked: asked}}
+	sub := &subscription{s: s, id: req.ID, granted: s.who, reader: reader{asked: asked, conflate: req.Conflate}}
 	if s.who != nil {
 		sub.subject = s.who.Subject // a newer token is of the same one
 	}
@@ -74,10 +75,12 @@ func (sub *subscription) endLocked() {
 
 // collect appends what follows the cursor to a message. more: the budget ended it. Called with the session's mu held.
 func (sub *subscription) collect(p []byte, budget int) (_ []byte, more bool) {
-	before := sub.cursor
+	before, leftOut := sub.cursor, sub.leftOut
 	p, more, then := sub.reader.collect(p, &sub.t.log, budget)
 	if n := sub.cursor - before; n > 0 {
-		sub.s.b.metrics.delivered.Add(float64(n))
+		leftOut = sub.leftOut - leftOut
+		sub.s.b.metrics.delivered.Add(float64(n - leftOut))
+		sub.s.b.metrics.conflated.Add(float64(leftOut))
 	}
 	switch then {
 	case nextReplay:

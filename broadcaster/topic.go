@@ -51,7 +51,7 @@ func (b *Broadcaster) attach(name string, sub *subscription) {
 	t := b.topics[name]
 	if t == nil {
 		t = &topic{name: name, partition: wire.Partition(name)}
-		t.log.maxEvents, t.log.maxBytes, t.log.room = b.cfg.LogEvents, b.cfg.LogBytes, &b.room
+		t.log.maxEvents, t.log.maxBytes, t.log.maxMessage, t.log.room = b.cfg.LogEvents, b.cfg.LogBytes, maxMessage, &b.room
 		t.channel = stream.Channel{Epoch: b.Epoch(), Partition: t.partition, Topic: name}
 		b.topics[name] = t
 		b.subscription.Add(t.channel)

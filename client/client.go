@@ -262,7 +262,7 @@ func (c *Client) dispatch(m *wire.Message) *Error {
 			return &Error{Kind: KindGarbage, Err: fmt.Errorf("an event's time: %w", err)} // and a hole, which heals
 		}
 		it.op = opEvent
-		it.event = &event{skip: m.Skip, Event: wire.Event{
+		it.event = &event{skip: m.Skip, conflated: m.Conflated, more: m.More, Event: wire.Event{
 			Topic: m.Topic, Epoch: m.Epoch, Offset: m.Offset, ID: m.ID, Type: m.Type, Key: m.Key, At: at, Data: m.Data, Headers: m.Headers,
 		}}
 	default:
@@ -348,7 +348,7 @@ func (c *Client) unregister(name string, box *inbox) {
 }
 
 // request sends a request on the connection gen, if that is still the one, and returns its id.
-func (c *Client) request(box *inbox, gen uint64, op, topic, after string) int64 {
+func (c *Client) request(box *inbox, gen uint64, r wire.Request) int64 {
 	c.mu.Lock()
 	c.lastID++
 	id, conn := c.lastID, c.conn
@@ -362,7 +362,8 @@ func (c *Client) request(box *inbox, gen uint64, op, topic, after string) int64 
 	if conn == nil {
 		return id // its end is on the way
 	}
-	if err := write(context.Background(), conn, wire.Request{Op: op, ID: id, Topic: topic, After: after}); err != nil {
+	r.ID = id
+	if err := write(context.Background(), conn, r); err != nil {
 		conn.CloseNow() // whoever reads it reports the end
 	}
 	return id

@@ -33,6 +33,11 @@ type Topic[S any] struct {
 	// Resume is a state that was kept, with its token; nil begins with a snapshot.
 	Resume *Held[S]
 
+	// Conflate leaves out, whenever this client is behind by more than a message, each event that has a later one of the same
+	// key. Choose it if an event holds all there is to know of its key. Apply is called for what is left, in order, and what
+	// belongs together becomes one Change: a state is still that of one moment. Events without a key are never left out.
+	Conflate bool
+
 	// RereadSkipped reads the snapshot again when an event could not be shown in a frame, instead of passing over it.
 	RereadSkipped bool
 }
@@ -43,6 +48,9 @@ type Change[S any] struct {
 	Held[S]
 	// Event is what was applied. nil: the state was read anew (Snapshot), or only the token or Current has changed.
 	Event *wire.Event
+	// Events are all that were applied at once, Event the last of them, if others before it were left out (Topic.Conflate).
+	// Otherwise nil.
+	Events []*wire.Event
 	// Snapshot says that the state was replaced, and everything before it is void.
 	Snapshot bool
 	// Current says that the state holds every event that is known to exist.
@@ -81,8 +89,10 @@ func Follow[S any](ctx context.Context, c *Client, name string, t Topic[S]) iter
 			}
 		}()
 		f.m.ports = ports[S]{
-			subscribe:   func(after wire.Cursor) int64 { return c.request(box, f.gen, wire.OpSubscribe, name, after.String()) },
-			unsubscribe: func() int64 { return c.request(box, f.gen, wire.OpUnsubscribe, name, "") },
+			subscribe: func(after wire.Cursor) int64 {
+				return c.request(box, f.gen, wire.Request{Op: wire.OpSubscribe, Topic: name, After: after.String(), Conflate: t.Conflate})
+			},
+			unsubscribe: func() int64 { return c.request(box, f.gen, wire.Request{Op: wire.OpUnsubscribe, Topic: name}) },
 			wait:        f.wait, apply: f.apply, changed: f.changed, rereadSkipped: t.RereadSkipped,
 		}
 		f.m.start(t.Resume)
@@ -213,9 +223,18 @@ func (f *follower[S]) apply(state S, e *event) (S, error) {
 }
 
 func (f *follower[S]) changed(e *event, applied bool) {
-	f.change = &Change[S]{Held: *f.m.held, Snapshot: e == nil}
-	if e != nil && applied {
-		f.change.Event = &e.Event
+	if f.change == nil || e == nil { // else e belongs together with the one before
+		f.change = &Change[S]{Held: *f.m.held, Snapshot: e == nil}
+	}
+	ch := f.change
+	if e == nil || !applied {
+		return
+	}
+	if ch.Event != nil && ch.Events == nil {
+		ch.Events = []*wire.Event{ch.Event}
+	}
+	if ch.Event = &e.Event; ch.Events != nil {
+		ch.Events = append(ch.Events, ch.Event)
 	}
 }
 

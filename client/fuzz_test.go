@@ -1,6 +1,7 @@
 package client
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -88,6 +89,7 @@ func FuzzMachine(f *testing.F) {
 	f.Add(slices.Concat(calm, frameOf(2, "1-0000"), frameOf(1, "2-0000")))
 	f.Add(slices.Concat(wire.AppendReset(nil, "t", "1-0000", 9, "ahead", 5), []byte("\n"), wire.AppendHeartbeat(nil, "2-0000", []wire.Head{{Topic: "t", Offset: 4}})))
 	f.Add(slices.Concat(calm, wire.AppendError(nil, 1, &wire.Error{Code: "unavailable"})))
+	f.Add(slices.Concat(calm, wire.AppendConflated(nil, bytes.TrimSpace(frameOf(3, "1-0000")), 2, true), []byte("\n"), wire.AppendConflated(nil, bytes.TrimSpace(frameOf(5, "1-0000")), 1, false)))
 	f.Fuzz(func(t *testing.T, server []byte) {
 		ids := int64(0)
 		request := func() int64 { ids++; return ids }
@@ -97,10 +99,16 @@ func FuzzMachine(f *testing.F) {
 			subscribe: func(wire.Cursor) int64 { return request() }, unsubscribe: request, wait: func(int64, int) {},
 			apply: func(n int, e *event) (int, error) { return n + 1, nil },
 			changed: func(e *event, applied bool) {
-				if after := m.held.Token.Cursor; e != nil && (after.Offset != before.Offset+1 || foreign(after.Epoch, before.Epoch)) {
-					t.Fatalf("%v became %v", before, after)
+				if e == nil {
+					before = m.held.Token.Cursor
+					return
 				}
-				before = m.held.Token.Cursor
+				if e.Offset-1-e.conflated != before.Offset || foreign(e.Epoch, before.Epoch) {
+					t.Fatalf("%v became %d", before, e.Offset)
+				}
+				if before = (wire.Cursor{Epoch: e.Epoch, Offset: e.Offset}); e.more == (before == m.held.Token.Cursor) {
+					t.Fatalf("%v is told of at %v", before, m.held.Token.Cursor)
+				}
 			},
 		}
 		m.start(nil)
@@ -113,7 +121,7 @@ func FuzzMachine(f *testing.F) {
 			}
 			switch frame.Op {
 			case "event":
-				m.event(&event{Event: wire.Event{Topic: frame.Topic, Epoch: frame.Epoch, Offset: frame.Offset, ID: frame.ID, Type: frame.Type, Data: frame.Data}, skip: frame.Skip})
+				m.event(&event{Event: wire.Event{Topic: frame.Topic, Epoch: frame.Epoch, Offset: frame.Offset, ID: frame.ID, Type: frame.Type, Data: frame.Data}, skip: frame.Skip, conflated: frame.Conflated, more: frame.More})
 			case "subscribed":
 				m.subscribed(frame.ID, frame.Epoch, frame.Head)
 			case "unsubscribed":

@@ -17,6 +17,8 @@ type machine[S any] struct {
 	held  *Held[S] // replaced, never changed: whoever has a state has the token that belongs to it
 	head  int64    // the newest offset known to exist
 
+	together []*event // have arrived, and are to be applied with what comes next: others before them were left out
+
 	connected bool
 	then      step  // what phaseWaiting waits for
 	asked     int64 // id of the subscribe that is not answered
@@ -36,7 +38,8 @@ type ports[S any] struct {
 	// apply is the reducer. If it fails, the snapshot is read again.
 	apply func(S, *event) (S, error)
 	// changed tells that held was replaced: by a snapshot (nil), or by what an event made of it. applied is false for an
-	// event that the state held already, or that is to be skipped.
+	// event that the state held already, or that is to be skipped. Of several that belong together, each is told of when held
+	// is what all of them made of it.
 	changed func(e *event, applied bool)
 	// rereadSkipped says that a skipped event makes the snapshot worth reading again.
 	rereadSkipped bool
@@ -45,7 +48,9 @@ type ports[S any] struct {
 // event is an event frame.
 type event struct {
 	wire.Event
-	skip bool
+	skip      bool
+	conflated int64 // how many before it were left out
+	more      bool  // it belongs together with the next one
 }
 
 type phase int
@@ -163,35 +168,59 @@ func (m *machine[S]) event(f *event) {
 		return
 	}
 	at := m.held.Token
-	if f.Offset <= at.Cursor.Offset {
+	after := f.Offset - 1 - f.conflated
+	if after == at.Cursor.Offset {
+		m.together = nil // the server has begun again from here
+	}
+	reached := m.reached()
+	if f.Offset <= reached.Offset {
 		return
 	}
-	if f.Offset != at.Cursor.Offset+1 || foreign(f.Epoch, at.Cursor.Epoch) {
+	if after != reached.Offset || foreign(f.Epoch, reached.Epoch) {
 		m.again(stepSubscribe, 0)
 		return
 	}
 	if m.void(f.Epoch) {
 		return
 	}
+	m.together = append(m.together, f)
+	if f.more {
+		return
+	}
 	next := Held[S]{State: m.held.State, Token: Token{wire.Cursor{Epoch: f.Epoch, Offset: f.Offset}, at.Pending, at.Epoch}}
-	applied := false
-	if i := slices.Index(at.Pending, f.ID); i >= 0 {
-		next.Token.Pending = slices.Concat(at.Pending[:i], at.Pending[i+1:])
-	} else if f.skip {
-		if m.ports.rereadSkipped {
-			m.again(stepRead, 0)
-			return
+	events := m.together
+	m.together = nil
+	applied := make([]bool, len(events))
+	for n, e := range events {
+		pending := next.Token.Pending
+		if i := slices.Index(pending, e.ID); i >= 0 {
+			next.Token.Pending = slices.Concat(pending[:i], pending[i+1:])
+		} else if e.skip {
+			if m.ports.rereadSkipped {
+				m.again(stepRead, 0)
+				return
+			}
+		} else {
+			var err error
+			if next.State, err = m.ports.apply(next.State, e); err != nil {
+				m.again(stepRead, 0)
+				return
+			}
+			applied[n] = true
 		}
-	} else {
-		var err error
-		if next.State, err = m.ports.apply(m.held.State, f); err != nil {
-			m.again(stepRead, 0)
-			return
-		}
-		applied = true
 	}
 	m.held = &next
-	m.ports.changed(f, applied)
+	for n, e := range events {
+		m.ports.changed(e, applied[n])
+	}
+}
+
+// reached is the cursor of the last event that has arrived.
+func (m *machine[S]) reached() wire.Cursor {
+	if n := len(m.together); n > 0 {
+		return wire.Cursor{Epoch: m.together[n-1].Epoch, Offset: m.together[n-1].Offset}
+	}
+	return m.held.Token.Cursor
 }
 
 func (m *machine[S]) reset(ms int64) {
@@ -211,7 +240,7 @@ func (m *machine[S]) heartbeat(epoch string, head int64) {
 	if live && m.void(epoch) {
 		return
 	}
-	offset := m.held.Token.Cursor.Offset
+	offset := m.reached().Offset
 	if live && head >= 0 {
 		m.head = head
 	}
@@ -280,6 +309,7 @@ func (m *machine[S]) subscribe() {
 		return
 	}
 	m.phase = phaseAsked
+	m.together = nil
 	m.stuck = -1
 	m.asked = m.ports.subscribe(m.held.Token.Cursor)
 }

@@ -111,6 +111,57 @@ func TestMachineTokenBelongsToState(t *testing.T) {
 	}
 }
 
+// conflated is an event before which others were left out.
+func conflated(offset, left int64, more bool) *event {
+	e := ev(offset)
+	e.conflated, e.more = left, more
+	return e
+}
+
+// What was left out is no hole, and what belongs together is applied together or not at all.
+func TestMachineAppliesTogether(t *testing.T) {
+	m := newTold(t).live(104)
+	m.event(conflated(3, 1, true))
+	m.event(conflated(4, 0, true))
+	m.want()
+	m.holds("-", epochE+":1")
+	m.event(conflated(7, 2, false))
+	m.want("changed 3 true", "changed 4 false", "changed 7 true")
+	m.holds("-37", epochE+":7")
+	if len(m.held.Token.Pending) > 0 || m.together != nil {
+		t.Errorf("pending %v, together %v", m.held.Token.Pending, m.together)
+	}
+
+	m.event(conflated(9, 1, true)) // the server begins again: its database went back, perhaps
+	m.event(ev(8))
+	m.event(ev(9))
+	m.want("changed 8 true", "changed 9 true")
+	m.holds("-3789", epochE+":9")
+
+	m.event(conflated(12, 2, true))
+	for _, offset := range []int64{13, 14} { // it takes more than two heartbeats
+		m.heartbeat(epochE, 20)
+		m.event(conflated(offset, 0, true))
+	}
+	m.heartbeat(epochE, 20)
+	m.event(conflated(14, 1, true)) // twice
+	m.want()
+	m.event(conflated(17, 1, true)) // and one is lost
+	m.want("unsubscribe", "subscribe "+epochE+":9")
+	m.subscribed(m.id, epochE, 14)
+	m.heartbeat(epochE, 14)
+	m.heartbeat(epochE, 14) // nothing of it counts any more
+	m.want("unsubscribe", "wait 0 #2")
+	m.due()
+	m.subscribed(m.id, epochE, 14)
+	m.log = nil
+	m.event(conflated(11, 1, true))
+	bad := conflated(14, 2, false)
+	bad.Type = "bad"
+	m.event(bad)
+	m.holds("-3789", epochE+":9")
+}
+
 func TestMachineHealsAHole(t *testing.T) {
 	m := newTold(t).live()
 	m.event(ev(3))

@@ -19,6 +19,7 @@ type sim struct {
 	rand      *rand.Rand
 	faults    map[string]int
 	faultless bool // every fifth schedule has no faults, and nothing to heal
+	conflates bool // every third
 	calm      bool
 
 	m     machine[sum]
@@ -38,8 +39,25 @@ type sim struct {
 	sub   *simSub
 }
 
-// sum is what the events add up to: applied twice, or not at all, it is wrong for good.
-type sum struct{ total, count int64 }
+// sum is what the events add up to: applied twice, or not at all, it is wrong for good. In a schedule with a client that
+// conflates, it is the latest value of each key instead.
+type sum struct {
+	total, count int64
+	latest       [simKeys]int64
+}
+
+const simKeys = 3
+
+func (s *sum) apply(r simRow, conflates bool) {
+	switch {
+	case r.value == 0:
+	case conflates:
+		s.latest[r.value%simKeys] = r.value
+	default:
+		s.total += r.value
+		s.count++
+	}
+}
 
 type simRow struct {
 	id, value int64  // value 0: nothing to apply, shown as skip
@@ -57,23 +75,21 @@ type simSub struct {
 	epoch  string
 	offset int64
 	db     database // the history that the node believes in
+	window []item   // what is yet to be sent of what belongs together; offset is before it
 }
 
 func (d *database) epoch() string { return d.epochs[len(d.epochs)-1] }
 
-func (d *database) truth() (s sum) {
+func (d *database) truth(conflates bool) (s sum) {
 	for _, r := range slices.Concat(d.rows, d.outbox) {
-		if r.value != 0 {
-			s.total += r.value
-			s.count++
-		}
+		s.apply(r, conflates)
 	}
 	return s
 }
 
 func newSim(seed uint64) *sim {
 	s := &sim{
-		rand: rand.New(rand.NewPCG(seed, 1)), faults: map[string]int{}, faultless: seed%5 == 0, ordinal: 1,
+		rand: rand.New(rand.NewPCG(seed, 1)), faults: map[string]int{}, faultless: seed%5 == 0, conflates: seed%3 == 0, ordinal: 1,
 		db: database{epochs: []string{"1-aaaa"}},
 	}
 	s.restart(nil)
@@ -100,7 +116,8 @@ func (s *sim) restart(kept *Held[sum]) {
 				return sum{}, errors.New("no")
 			}
 			value, err := strconv.ParseInt(string(e.Data), 10, 64)
-			return sum{state.total + value, state.count + 1}, err
+			state.apply(simRow{value: value}, s.conflates)
+			return state, err
 		},
 		changed: func(*event, bool) {},
 	}}
@@ -183,7 +200,7 @@ func (s *sim) subscribe(after wire.Cursor) int64 {
 	case !s.valid(after):
 		s.queue = append(s.queue, item{op: opReset, ms: s.rand.Int64N(2) * 100})
 	default:
-		s.sub = &simSub{s.db.epoch(), after.Offset, s.db}
+		s.sub = &simSub{epoch: s.db.epoch(), offset: after.Offset, db: s.db}
 		s.queue = append(s.queue, item{op: opSubscribed, id: s.lastID, epoch: s.sub.epoch, head: int64(len(s.db.rows))})
 	}
 	return s.lastID
@@ -201,23 +218,46 @@ func (s *sim) hear() {
 			return
 		}
 		s.sub.epoch = s.db.epoch()
+		s.sub.window = nil // it goes on from before that
 	}
 	s.sub.db = s.db
 }
 
 func (s *sim) deliver(most int) {
-	for i := 0; i < most && s.sub != nil && s.sub.offset < int64(len(s.sub.db.rows)); i++ {
-		r := s.sub.db.rows[s.sub.offset]
-		s.sub.offset++
-		it := item{op: opEvent, event: &event{skip: r.value == 0, Event: wire.Event{
-			Topic: "t", Epoch: r.epoch, Offset: s.sub.offset, ID: r.id, Type: "x", Data: strconv.AppendInt(nil, r.value, 10),
-		}}}
+	for i := 0; i < most && s.sub != nil && (len(s.sub.window) > 0 || s.sub.offset < int64(len(s.sub.db.rows))); i++ {
+		if len(s.sub.window) == 0 {
+			most := int64(1)
+			if s.conflates && s.p(0.3) {
+				most = 10
+			}
+			s.sub.open(s.sub.offset + most)
+		}
+		it := s.sub.window[0]
+		if s.sub.window = s.sub.window[1:]; len(s.sub.window) == 0 {
+			s.sub.offset = it.event.Offset
+		}
 		if !s.fault("frame lost", 0.03) {
 			s.queue = append(s.queue, it)
 		}
 		if s.fault("frame twice", 0.03) {
 			s.queue = append(s.queue, it)
 		}
+	}
+}
+
+// open fills the window with what follows, up to an offset: the latest of each key, and what is shown as skip.
+func (s *simSub) open(last int64) {
+	rows := s.db.rows[s.offset:min(last, int64(len(s.db.rows)))]
+	sent := s.offset
+	for i, r := range rows {
+		if r.value > 0 && slices.ContainsFunc(rows[i+1:], func(o simRow) bool { return o.value > 0 && o.value%simKeys == r.value%simKeys }) {
+			continue
+		}
+		at := s.offset + 1 + int64(i)
+		s.window = append(s.window, item{op: opEvent, event: &event{skip: r.value == 0, conflated: at - 1 - sent, more: i < len(rows)-1, Event: wire.Event{
+			Topic: "t", Epoch: r.epoch, Offset: at, ID: r.id, Type: "x", Data: strconv.AppendInt(nil, r.value, 10),
+		}}})
+		sent = at
 	}
 }
 
@@ -293,7 +333,7 @@ func (s *sim) snapshot() {
 		s.m.unread(0)
 		return
 	}
-	held := Held[sum]{d.truth(), Token{wire.Cursor{Epoch: d.epoch(), Offset: int64(len(d.rows))}, nil, d.epoch()}}
+	held := Held[sum]{d.truth(s.conflates), Token{wire.Cursor{Epoch: d.epoch(), Offset: int64(len(d.rows))}, nil, d.epoch()}}
 	if n := len(d.rows); n > 0 {
 		held.Token.Cursor.Epoch = d.rows[n-1].epoch
 	}
@@ -421,7 +461,7 @@ func (s *sim) wrong() string {
 	if !s.m.current() || held.Token.Cursor.Offset != int64(len(s.db.rows)) {
 		return fmt.Sprintf("not current: phase %d at %v, head %d", s.m.phase, held.Token.Cursor, len(s.db.rows))
 	}
-	if truth := s.db.truth(); held.State != truth {
+	if truth := s.db.truth(s.conflates); held.State != truth {
 		return fmt.Sprintf("wrong state at %v: %+v, the database holds %+v", held.Token.Cursor, held.State, truth)
 	}
 	return ""

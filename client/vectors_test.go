@@ -57,7 +57,7 @@ func TestVectorsServer(t *testing.T) {
 				case "subscribed":
 					from = at(m.Epoch, m.After)
 				case "event":
-					from = at(m.Epoch, m.Offset-1)
+					from = at(m.Epoch, m.Offset-1-m.Conflated)
 				case "unsubscribed", "error", "reconnect":
 					from = at(epochE, 6)
 				}
@@ -103,9 +103,18 @@ func TestVectorsServer(t *testing.T) {
 				}
 				switch m.Op {
 				case "event":
-					ch := receive(b, "the event", f.changes)
 					n = m.Offset
-					if ch.Token.Cursor != (wire.Cursor{Epoch: m.Epoch, Offset: m.Offset}) || (ch.Event == nil) != m.Skip {
+					if m.More {
+						n++
+						p.send(eventLine(topic, m.Epoch, n))
+					}
+					ch := receive(b, "the event", f.changes)
+					if m.More && !m.Skip && len(ch.Events) == 2 {
+						ch.Event = ch.Events[0] // the other one is what follows
+					} else if m.More && m.Skip {
+						ch.Event = nil
+					}
+					if ch.Token.Cursor != (wire.Cursor{Epoch: m.Epoch, Offset: n}) || (ch.Event == nil) != m.Skip {
 						t.Fatalf("%+v", ch)
 					}
 					if m.Skip {
@@ -235,6 +244,7 @@ func TestVectorsClient(t *testing.T) {
 		Request    struct {
 			Op, Topic, After, Token string
 			ID                      int64
+			Conflate                bool
 		}
 	}
 	v := vectors[struct{ Frames []frame }](t, "client")
@@ -255,7 +265,9 @@ func TestVectorsClient(t *testing.T) {
 					if err != nil {
 						t.Fatal(err)
 					}
-					b.follow(r.Topic, appended(at(after.Epoch, after.Offset)))
+					topic := appended(at(after.Epoch, after.Offset))
+					topic.Conflate = r.Conflate
+					b.follow(r.Topic, topic)
 				}
 				var f *followed
 				if r.Op == wire.OpUnsubscribe {

@@ -75,6 +75,64 @@ func AppendSkip(dst []byte, topic, epoch string, offset, id int64) []byte {
 	return append(dst, `,"skip":true}`...)
 }
 
+// AppendConflated appends a finished frame of an event for a subscriber that is not shown the conflated events before it.
+// more: it is to be applied together with the next frame, or not at all.
+func AppendConflated(dst, frame []byte, conflated int64, more bool) []byte {
+	dst = append(dst, frame[:len(frame)-1]...)
+	if conflated > 0 {
+		dst = append(dst, `,"conflated":`...)
+		dst = strconv.AppendInt(dst, conflated, 10)
+	}
+	if more {
+		return append(dst, moreMark...)
+	}
+	return append(dst, '}')
+}
+
+// moreMark ends a frame of [AppendConflated], and nothing else: whatever a writer chose stands in braces, brackets or quotes
+// of its own.
+const moreMark = `,"more":true}`
+
+// HasMore reports whether a finished frame of an event is to be applied together with the next one.
+func HasMore(frame []byte) bool { return bytes.HasSuffix(frame, []byte(moreMark)) }
+
+// EventKey finds the key in a finished frame of an event, without decoding it: as it stands there, with what JSON escapes.
+// Two of one encoder are equal exactly if the keys are. nil: it has none, or is no frame that package wire has written.
+func EventKey(frame []byte) []byte {
+	rest, ok := bytes.CutPrefix(frame, []byte(`{"op":"event","topic":`))
+	for _, field := range [...]string{`,"epoch":`, `,"offset":`, `,"id":`, `,"type":`, `,"key":`} {
+		n := valueLen(rest)
+		if rest, ok = bytes.CutPrefix(rest[n:], []byte(field)); !ok || n == 0 {
+			return nil
+		}
+	}
+	n := valueLen(rest)
+	if n < 3 || rest[0] != '"' {
+		return nil
+	}
+	return rest[1 : n-1]
+}
+
+// valueLen is the length of the string or the number that JSON text begins with; 0: neither.
+func valueLen(p []byte) int {
+	if len(p) > 0 && p[0] == '"' {
+		for i := 1; i < len(p); i++ {
+			switch p[i] {
+			case '\\':
+				i++
+			case '"':
+				return i + 1
+			}
+		}
+		return 0
+	}
+	n := 0
+	for n < len(p) && p[n] >= '0' && p[n] <= '9' {
+		n++
+	}
+	return n
+}
+
 // appendJSON appends src without insignificant white space.
 func appendJSON(dst []byte, src json.RawMessage) ([]byte, error) {
 	if !utf8.Valid(src) {

@@ -22,6 +22,8 @@ type Request struct {
 	Topic string // subscribe, unsubscribe
 	After string // subscribe: a cursor; "" means live only, from the head
 	Token string // auth
+
+	Conflate bool // subscribe: when behind, only the latest event of each key is wanted
 }
 
 // The ops of a client.
@@ -40,9 +42,11 @@ func ParseRequest(line []byte) (Request, error) {
 		Topic *string      `json:"topic"`
 		After *string      `json:"after"`
 		Token *string      `json:"token"`
+
+		Conflate bool `json:"conflate"`
 	}
 	if err := json.Unmarshal(line, &raw); err != nil {
-		return Request{}, &Error{CodeBadRequest, "not a JSON object of strings and an integer id: " + err.Error()}
+		return Request{}, &Error{CodeBadRequest, "not a JSON object of strings, an integer id and a boolean conflate: " + err.Error()}
 	}
 	var r Request
 	if raw.ID != nil {
@@ -56,7 +60,7 @@ func ParseRequest(line []byte) (Request, error) {
 		return r, &Error{CodeBadRequest, `"op" is missing`}
 	}
 	r.Op = *raw.Op
-	r.Topic, r.After, r.Token = deref(raw.Topic), deref(raw.After), deref(raw.Token)
+	r.Topic, r.After, r.Token, r.Conflate = deref(raw.Topic), deref(raw.After), deref(raw.Token), raw.Conflate
 	switch r.Op {
 	case OpAuth:
 		if raw.Token == nil {
@@ -88,6 +92,9 @@ func AppendRequest(dst []byte, r Request) []byte {
 			dst = append(append(append(dst, `,"`...), field.name...), `":`...)
 			dst = appendString(dst, field.value)
 		}
+	}
+	if r.Conflate {
+		dst = append(dst, `,"conflate":true`...)
 	}
 	if r.Op == OpAuth {
 		dst = append(dst, `,"token":`...)
@@ -226,6 +233,8 @@ type Message struct {
 	Data        json.RawMessage  `json:"data,omitempty"`
 	Headers     json.RawMessage  `json:"headers,omitempty"`
 	Skip        bool             `json:"skip,omitempty"`
+	Conflated   int64            `json:"conflated,omitempty"`
+	More        bool             `json:"more,omitempty"`
 	Heads       map[string]int64 `json:"heads,omitempty"`
 	Reason      string           `json:"reason,omitempty"`
 	InMS        int64            `json:"in_ms,omitempty"`
@@ -275,6 +284,8 @@ func ParseMessage(line []byte) (Message, error) {
 		number("offset", m.Offset)
 		check("offset", m.Offset > 0)
 		number("id", m.ID)
+		number("conflated", m.Conflated)
+		check("conflated", m.Conflated < m.Offset)
 		check("type", m.Skip || m.Type != "")
 		check("at", m.Skip || m.At != "")
 		check("data", m.Skip || m.Data != nil)

@@ -56,6 +56,40 @@ func FuzzParseRequest(f *testing.F) {
 	})
 }
 
+// FuzzEventKey: of a frame of this package the key is found, whatever stands before and behind it, and marks can be added; of
+// anything else it is found, or not, without a panic.
+func FuzzEventKey(f *testing.F) {
+	for _, seed := range [][3]string{{"trade", "42", `{"key":"x"}`}, {`a","key":"b`, "\\", `1`}, {"\"", "", `"more\":true}"`}, {"\u2028", "\x00", `null`}} {
+		f.Add(seed[0], seed[1], []byte(seed[2]))
+	}
+	f.Fuzz(func(t *testing.T, typ, key string, data []byte) {
+		wire.EventKey(data)
+		wire.HasMore(data)
+		if !utf8.ValidString(typ) || !utf8.ValidString(key) || typ == "" {
+			return
+		}
+		frame, err := wire.AppendEvent(nil, &wire.Event{Topic: "t", Epoch: "1-0000", Offset: 7, ID: 8, Type: typ, Key: key, Data: data})
+		if err != nil {
+			return
+		}
+		var found string
+		if raw := wire.EventKey(frame); raw != nil {
+			if err := json.Unmarshal([]byte(`"`+string(raw)+`"`), &found); err != nil {
+				t.Fatalf("%q of %q: %v", raw, frame, err)
+			}
+		}
+		if found != key || wire.HasMore(frame) {
+			t.Fatalf("key %q of %q, more %v", found, frame, wire.HasMore(frame))
+		}
+		for _, more := range []bool{true, false} {
+			marked := wire.AppendConflated(nil, frame, 3, more)
+			if m, err := wire.ParseMessage(marked); err != nil || m.Conflated != 3 || m.More != more || wire.HasMore(marked) != more || !bytes.Equal(wire.EventKey(marked), wire.EventKey(frame)) {
+				t.Fatalf("%q reads as %+v, %v", marked, m, err)
+			}
+		}
+	})
+}
+
 func FuzzParseCursor(f *testing.F) {
 	for _, s := range []string{"3-7d0a41c2:1041", "1-0000:0", "1-0000:9007199254740991", "1-0000:9007199254740992", "0-0000:1", "1-000g:1", ":", "1-0000:01", "1-0000:+1", ""} {
 		f.Add(s)

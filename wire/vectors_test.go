@@ -132,6 +132,11 @@ func encode(t *testing.T, m wire.Message) string {
 	case "subscribed":
 		return string(wire.AppendSubscribed(nil, m.ID, m.Topic, m.Epoch, m.After, m.Head))
 	case "event":
+		if m.Conflated > 0 || m.More {
+			plain := m
+			plain.Conflated, plain.More = 0, false
+			return string(wire.AppendConflated(nil, []byte(encode(t, plain)), m.Conflated, m.More))
+		}
 		if m.Skip {
 			return string(wire.AppendSkip(nil, m.Topic, m.Epoch, m.Offset, m.ID))
 		}
@@ -175,6 +180,8 @@ func TestVectorsClient(t *testing.T) {
 			Topic string `json:"topic,omitempty"`
 			After string `json:"after,omitempty"`
 			Token string `json:"token,omitempty"`
+
+			Conflate bool `json:"conflate,omitempty"`
 		}
 	}
 	v := vectors[struct {

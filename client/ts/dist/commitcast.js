@@ -56,19 +56,20 @@ var isTopic = (v) => isText(v) && TOPIC.test(v);
 var FIELDS = {
   hello: "epoch heartbeat_ms",
   subscribed: "id topic epoch after head",
-  event: "topic epoch offset id type at data",
+  event: "topic epoch offset id conflated type at data",
   unsubscribed: "id topic",
   reset: "topic epoch head reason in_ms",
   heartbeat: "epoch heads",
   error: "id code message",
   reconnect: "in_ms"
 };
-var SKIP = 4;
+var SKIP = 5;
 var IS = {
   topic: isTopic,
   epoch: isEpoch,
   heads: isHeads,
   data: (v) => v !== void 0,
+  conflated: (v) => isInteger(v ?? 0),
   type: isText,
   at: isText,
   reason: isText,
@@ -83,7 +84,7 @@ function parse(line) {
   if (!isText(f?.op) || f.op === "") throw new SyntaxError("no op");
   const fields = Object.hasOwn(FIELDS, f.op) && FIELDS[f.op];
   if (!fields) return;
-  for (const field of fields.split(" ").slice(0, f.op === "event" && f.skip === true ? SKIP : 9)) {
+  for (const field of fields.split(" ").slice(0, f.skip === true ? SKIP : 9)) {
     if (!(IS[field] ?? isInteger)(f[field])) throw new SyntaxError(`bad ${field} of ${f.op}`);
   }
   return f;
@@ -103,8 +104,7 @@ function isForeign(epoch, at) {
   return a < b || a === b && epoch !== at;
 }
 var auth = (token) => JSON.stringify({ op: "auth", token });
-var subscribe = (id, topic, after) => JSON.stringify({ op: "subscribe", id, topic, after });
-var unsubscribe = (id, topic) => JSON.stringify({ op: "unsubscribe", id, topic });
+var request = (op, id, topic, after, conflate) => JSON.stringify({ op, id, topic, after, conflate });
 
 // src/socket.ts
 var RETRY_BASE = 500;
@@ -331,6 +331,8 @@ var Machine = class {
   // healings since the last sign of progress
   #failures = 0;
   // snapshots that could not be read, in a row
+  #together = [];
+  // have arrived, and are to be applied with what comes next: others before them were left out
   constructor(ports) {
     this.#ports = ports;
   }
@@ -409,24 +411,32 @@ var Machine = class {
   }
   event(f) {
     if (this.phase !== "live" || this.#leaving) return;
-    const { state, cursor, pending, epoch } = this.held;
-    if (f.offset <= cursor.offset) return;
-    if (f.offset !== cursor.offset + 1 || isForeign(f.epoch, cursor.epoch)) return this.#again("subscribe");
+    const held = this.held;
+    const after = f.offset - 1 - (f.conflated ?? 0);
+    if (after === held.cursor.offset) this.#together = [];
+    const reached = this.#reached;
+    if (f.offset <= reached.offset) return;
+    if (after !== reached.offset || isForeign(f.epoch, reached.epoch)) return this.#again("subscribe");
     if (this.#void(f.epoch)) return;
-    let next = state;
-    let rest = pending;
-    if (pending.includes(f.id)) rest = pending.filter((id) => id !== f.id);
-    else if (f.skip) {
-      if (this.#ports.rereadSkipped) return this.#again("read");
-    } else {
-      try {
-        next = this.#ports.apply(state, f);
-      } catch {
-        return this.#again("read");
+    this.#together.push(f);
+    if (f.more) return;
+    const events = this.#together.splice(0);
+    let { state, pending } = held;
+    try {
+      for (const e of events) {
+        if (pending.includes(e.id)) pending = pending.filter((id) => id !== e.id);
+        else if (!e.skip) state = this.#ports.apply(state, e);
+        else if (this.#ports.rereadSkipped) throw e;
       }
+    } catch {
+      return this.#again("read");
     }
-    this.held = Object.freeze({ state: next, cursor: { epoch: f.epoch, offset: f.offset }, pending: rest, epoch });
-    this.#ports.passed(f, rest !== pending);
+    this.held = Object.freeze({ ...held, state, pending, cursor: { epoch: f.epoch, offset: f.offset } });
+    for (const e of events) this.#ports.passed(e, held.pending.includes(e.id));
+  }
+  /** Of the last event that has arrived. */
+  get #reached() {
+    return this.#together.at(-1) ?? this.held.cursor;
   }
   reset(ms) {
     if (this.phase !== "asked" && this.phase !== "live" || this.#leaving) return;
@@ -437,7 +447,7 @@ var Machine = class {
     if (this.phase !== "asked" && this.phase !== "live") return;
     const live = this.phase === "live";
     if (live && this.#void(epoch)) return;
-    const { offset } = this.held.cursor;
+    const { offset } = this.#reached;
     if (live && isInteger(head)) this.head = head;
     if (live && head === offset) {
       this.#stuck = -1;
@@ -494,6 +504,7 @@ var Machine = class {
   #subscribe() {
     if (this.phase !== "idle" || !this.#connected || !this.held) return;
     this.phase = "asked";
+    this.#together = [];
     this.#stuck = -1;
     this.#asked = this.#ports.subscribe(formatCursor(this.held.cursor));
   }
@@ -579,7 +590,7 @@ var Subject = class {
     this.machine = new Machine({
       rereadSkipped: options.skipped === "reread",
       read: (n) => void this.#read(n),
-      subscribe: (after) => host.request("subscribe", name, after),
+      subscribe: (after) => host.request("subscribe", name, after, options.conflate),
       unsubscribe: () => host.request("unsubscribe", name),
       wait: (n, ms, attempt) => {
         const pause = ms + (attempt > 1 ? jitter(host.env, AGAIN_BASE, attempt - 1, AGAIN_CAP) : 0);
@@ -600,7 +611,7 @@ var Subject = class {
       const snapshot = await this.#options.store?.load(this.#storeKey);
       if (snapshot) kept = check(snapshot);
     } catch (thrown) {
-      this.fail("store", "what was kept cannot be used", thrown);
+      this.fail("store", "what was kept is of no use", thrown);
     }
     if (this.machine.phase === "closed") return;
     this.machine.start(kept);
@@ -668,14 +679,14 @@ var Subject = class {
     const { env, fetch } = this.#host;
     this.#reading?.abort();
     const reading = this.#reading = new AbortController();
-    const timer = env.setTimeout(() => reading.abort(new Error("it took longer than 30 s")), SNAPSHOT_WITHIN);
+    const timer = env.setTimeout(() => reading.abort(new Error("longer than 30 s")), SNAPSHOT_WITHIN);
     try {
       const held = await read(this.#options.snapshot, fetch, reading.signal);
       this.machine.snapshot(n, held);
     } catch (thrown) {
       if (reading === this.#reading && this.machine.phase === "reading") {
         const { final, ms } = thrown ?? {};
-        this.#error = this.fail("snapshot", "the snapshot cannot be used", thrown, final);
+        this.#error = this.fail("snapshot", "no snapshot", thrown, final);
         this.machine.unread(n, ms);
       }
     }
@@ -738,7 +749,7 @@ var Feed = class {
     this.#options = options;
     this.#env = options.env ?? here;
     const WebSocket = options.WebSocket ?? globalThis.WebSocket;
-    if (!WebSocket) throw new TypeError("no WebSocket here: give one to connect");
+    if (!WebSocket) throw new TypeError("no WebSocket: give one");
     const url = new URL(options.url, globalThis.location?.href);
     url.protocol = url.protocol.replace(/^http/, "ws");
     this.#link = new Link({
@@ -817,10 +828,10 @@ var Feed = class {
       get trouble() {
         return { failed: feed.#failed, lost: feed.#link.lost };
       },
-      request: (op, topic, after) => {
+      request: (op, ...more) => {
         const id = ++this.#id;
         this.#requests.set(id, subject);
-        this.#link.send(op === "subscribe" ? subscribe(id, topic, after) : unsubscribe(id, topic));
+        this.#link.send(request(op, id, ...more));
         return id;
       },
       report: (error) => this.report(error)
@@ -838,7 +849,7 @@ var Feed = class {
       try {
         f = parse(line);
       } catch (thrown) {
-        this.#once("garbage", "the server sent what is not a frame", thrown);
+        this.#once("garbage", "not a frame", thrown);
       }
       if (f) this.#frame(f, touched);
     }
@@ -859,7 +870,7 @@ var Feed = class {
       case "error": {
         const s2 = this.#requests.get(f.id);
         this.#requests.delete(f.id);
-        if (!s2) return this.#once("refused", `the server refused a request: ${f.code}: ${f.message}`);
+        if (!s2) return this.#once("refused", `refused: ${f.code}: ${f.message}`);
         s2.refused(f.id, f.code, f.message);
         touched.add(s2);
         return;
@@ -867,7 +878,7 @@ var Feed = class {
     }
     const s = this.#subjects.get(f.topic);
     if (!s) {
-      if (!this.#left.has(f.topic)) this.#once("topic", `the server sent ${f.op} of ${f.topic}, which nobody asked for`);
+      if (!this.#left.has(f.topic)) this.#once("topic", `${f.op} of ${f.topic}, which nobody asked for`);
       return;
     }
     touched.add(s);
@@ -1032,29 +1043,29 @@ var ActError = class extends Error {
 var RETRY_BASE2 = 300;
 var RETRY_CAP2 = 1e4;
 var AGAIN = [408, 425, 429, 502, 503, 504];
-async function act(request, options = {}) {
+async function act(request2, options = {}) {
   const { topic, optimistic, signal } = options;
   const key = options.key ?? newKey();
   const cursor = topic?.view.cursor;
   const saw = typeof options.saw === "number" && cursor !== void 0 ? `${cursor};${options.saw}` : options.saw ?? cursor;
-  const headers = new Headers(request.headers);
+  const headers = new Headers(request2.headers);
   headers.set("Idempotency-Key", key);
   if (saw !== void 0) headers.set("Commitcast-Saw", String(saw));
-  if (request.json !== void 0 && !headers.has("Content-Type")) headers.set("Content-Type", "application/json");
+  if (request2.json !== void 0 && !headers.has("Content-Type")) headers.set("Content-Type", "application/json");
   const init = {
-    method: request.method ?? "POST",
+    method: request2.method ?? "POST",
     headers,
-    body: request.json === void 0 ? request.body ?? null : JSON.stringify(request.json)
+    body: request2.json === void 0 ? request2.body ?? null : JSON.stringify(request2.json)
   };
   signal?.throwIfAborted();
   const expected = topic && expect(topic, key, optimistic, options.env ?? here);
   try {
-    const { response, body } = await send(String(request.url), init, key, options);
+    const { response, body } = await send(String(request2.url), init, key, options);
     if (response.status === 409) {
       expected?.drop();
       return { stale: true, fresh: body, response };
     }
-    if (!response.ok) throw new ActError(`${request.url} answered ${response.status}`, key, response.status, false, body);
+    if (!response.ok) throw new ActError(`${request2.url} answered ${response.status}`, key, response.status, false, body);
     const shown = expected?.settle(eventIDs(body, response, options.events)) ?? Promise.resolve(false);
     return { stale: false, data: body, response, shown };
   } catch (thrown) {

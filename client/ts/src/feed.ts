@@ -4,7 +4,7 @@ import { here, type Env, type SocketConstructor } from "./env.js";
 import { CommitcastError, guard } from "./errors.js";
 import { Link, type Connection, type Token } from "./socket.js";
 import { Subject, type Layer, type TopicOptions, type View } from "./topic.js";
-import { isTopic, lines, parse, subscribe, unsubscribe, type Frame } from "./wire.js";
+import { isTopic, lines, parse, request, type Frame } from "./wire.js";
 
 export interface FeedOptions {
   /** Of `/v1/ws`: `ws:`, `wss:`, `http:`, `https:`, or relative to the page. */
@@ -43,7 +43,7 @@ export class Feed {
     this.#options = options;
     this.#env = options.env ?? here;
     const WebSocket = options.WebSocket ?? (globalThis as any).WebSocket;
-    if (!WebSocket) throw new TypeError("no WebSocket here: give one to connect");
+    if (!WebSocket) throw new TypeError("no WebSocket: give one");
     const url = new URL(options.url, (globalThis as any).location?.href);
     url.protocol = url.protocol.replace(/^http/, "ws");
     this.#link = new Link({
@@ -128,10 +128,10 @@ export class Feed {
       get trouble() {
         return { failed: feed.#failed, lost: feed.#link.lost };
       },
-      request: (op, topic, after) => {
+      request: (op, ...more) => {
         const id = ++this.#id;
         this.#requests.set(id, subject);
-        this.#link.send(op === "subscribe" ? subscribe(id, topic, after) : unsubscribe(id, topic));
+        this.#link.send(request(op, id, ...more));
         return id;
       },
       report: (error) => this.report(error),
@@ -150,7 +150,7 @@ export class Feed {
       try {
         f = parse(line);
       } catch (thrown) {
-        this.#once("garbage", "the server sent what is not a frame", thrown);
+        this.#once("garbage", "not a frame", thrown);
       }
       if (f) this.#frame(f, touched);
     }
@@ -172,7 +172,7 @@ export class Feed {
       case "error": {
         const s = this.#requests.get(f.id);
         this.#requests.delete(f.id);
-        if (!s) return this.#once("refused", `the server refused a request: ${f.code}: ${f.message}`);
+        if (!s) return this.#once("refused", `refused: ${f.code}: ${f.message}`);
         s.refused(f.id, f.code, f.message);
         touched.add(s);
         return;
@@ -180,7 +180,7 @@ export class Feed {
     }
     const s = this.#subjects.get(f.topic);
     if (!s) {
-      if (!this.#left.has(f.topic)) this.#once("topic", `the server sent ${f.op} of ${f.topic}, which nobody asked for`);
+      if (!this.#left.has(f.topic)) this.#once("topic", `${f.op} of ${f.topic}, which nobody asked for`);
       return;
     }
     touched.add(s);

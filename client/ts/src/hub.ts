@@ -3,7 +3,7 @@
 // twice to the first, who drops them. Nobody is joined to a history that the server, or this file, has not checked.
 
 import type { Env, Socket } from "./env.js";
-import { formatCursor, lines, parse, parseCursor, subscribe, unsubscribe, type Cursor, type Frame } from "./wire.js";
+import { formatCursor, lines, parse, parseCursor, request, type Cursor, type Frame } from "./wire.js";
 
 /** What a hub says to sockets: to one, to those in a topic, or to all. */
 export type Out =
@@ -140,12 +140,12 @@ export class Hub {
     if (c.at) this.#quit(c);
     c.at = undefined;
     c.asked = { id: ++this.#id, after, wish };
-    this.#ws?.send(subscribe(this.#id, c.name, after && formatCursor(after)));
+    this.#ws?.send(request("subscribe", this.#id, c.name, after && formatCursor(after)));
   }
 
   #quit(c: Channel): void {
     this.#leaving.set(c.name, ++this.#id);
-    this.#ws?.send(unsubscribe(this.#id, c.name));
+    this.#ws?.send(request("unsubscribe", this.#id, c.name));
   }
 
   /** From here on the socket gets what follows `c.at`. */

@@ -67,6 +67,7 @@ export class Machine<S> {
   #stuck = -1; // the offset at the last heartbeat whose head was another
   #strikes = 0; // healings since the last sign of progress
   #failures = 0; // snapshots that could not be read, in a row
+  #together: EventFrame[] = []; // have arrived, and are to be applied with what comes next: others before them were left out
 
   constructor(ports: Ports<S>) {
     this.#ports = ports;
@@ -162,25 +163,34 @@ export class Machine<S> {
 
   event(f: EventFrame): void {
     if (this.phase !== "live" || this.#leaving) return;
-    const { state, cursor, pending, epoch } = this.held!;
-    if (f.offset <= cursor.offset) return;
-    if (f.offset !== cursor.offset + 1 || isForeign(f.epoch, cursor.epoch)) return this.#again("subscribe");
+    const held = this.held!;
+    const after = f.offset - 1 - (f.conflated ?? 0);
+    if (after === held.cursor.offset) this.#together = []; // the server has begun again from here
+    const reached = this.#reached;
+    if (f.offset <= reached.offset) return;
+    if (after !== reached.offset || isForeign(f.epoch, reached.epoch)) return this.#again("subscribe");
     if (this.#void(f.epoch)) return;
+    this.#together.push(f);
+    if (f.more) return;
 
-    let next = state;
-    let rest = pending;
-    if (pending.includes(f.id)) rest = pending.filter((id) => id !== f.id);
-    else if (f.skip) {
-      if (this.#ports.rereadSkipped) return this.#again("read");
-    } else {
-      try {
-        next = this.#ports.apply(state, f);
-      } catch {
-        return this.#again("read");
+    const events = this.#together.splice(0);
+    let { state, pending } = held;
+    try {
+      for (const e of events) {
+        if (pending.includes(e.id)) pending = pending.filter((id) => id !== e.id);
+        else if (!e.skip) state = this.#ports.apply(state, e);
+        else if (this.#ports.rereadSkipped) throw e;
       }
+    } catch {
+      return this.#again("read");
     }
-    this.held = Object.freeze({ state: next, cursor: { epoch: f.epoch, offset: f.offset }, pending: rest, epoch });
-    this.#ports.passed(f, rest !== pending);
+    this.held = Object.freeze({ ...held, state, pending, cursor: { epoch: f.epoch, offset: f.offset } });
+    for (const e of events) this.#ports.passed(e, held.pending.includes(e.id));
+  }
+
+  /** Of the last event that has arrived. */
+  get #reached(): Cursor {
+    return this.#together.at(-1) ?? this.held!.cursor;
   }
 
   reset(ms: number): void {
@@ -193,7 +203,7 @@ export class Machine<S> {
     if (this.phase !== "asked" && this.phase !== "live") return;
     const live = this.phase === "live";
     if (live && this.#void(epoch)) return;
-    const { offset } = this.held!.cursor;
+    const { offset } = this.#reached;
     if (live && isInteger(head)) this.head = head as number;
     if (live && head === offset) {
       this.#stuck = -1;
@@ -257,6 +267,7 @@ export class Machine<S> {
   #subscribe(): void {
     if (this.phase !== "idle" || !this.#connected || !this.held) return;
     this.phase = "asked";
+    this.#together = [];
     this.#stuck = -1;
     this.#asked = this.#ports.subscribe(formatCursor(this.held.cursor));
   }

@@ -34,12 +34,13 @@ export function useTopic<S, D = unknown>(feed: Feed, name: string, options: Topi
       return shown.whole;
     };
     const subscribe = (changed: () => void): (() => void) => {
-      const { snapshot, key, store, skipped, onevent } = newest.current;
+      const { snapshot, key, store, conflate, skipped, onevent } = newest.current;
       const own = feed.topic<S, D>(name, {
         snapshot: typeof snapshot === "function" ? (signal) => (newest.current.snapshot as typeof snapshot)(signal) : snapshot,
         apply: (state, event) => newest.current.apply(state, event),
         ...(key !== undefined && { key }),
         ...(store && { store }),
+        ...(conflate && { conflate }),
         ...(skipped && { skipped }),
         ...(onevent && { onevent: (event, state) => newest.current.onevent?.(event, state) }),
       });

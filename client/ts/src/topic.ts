@@ -53,6 +53,12 @@ export interface TopicOptions<S, D = unknown> {
   /** Where the state is kept over a reload. */
   store?: Store;
   /**
+   * Leaves out, whenever this page is behind by more than a message, each event that has a later one of the same key. Choose
+   * it if an event holds all there is to know of its key. What is left is applied at once, so that a view is still that of
+   * one moment. Not over a shared connection (`share`), where others may want all of them.
+   */
+  conflate?: boolean;
+  /**
    * What to do about an event that could not be shown in a frame: `advance` past it (default) or `reread` the
    * snapshot. Choose `reread` if such an event may change the state.
    */
@@ -78,7 +84,7 @@ export interface Host {
   readonly fetch: typeof globalThis.fetch;
   /** How the connection is: `failed` with the reason, `lost`, or neither. */
   readonly trouble: { failed?: CommitcastError | undefined; lost: boolean };
-  request(op: "subscribe" | "unsubscribe", topic: string, after?: string): number;
+  request(op: "subscribe" | "unsubscribe", topic: string, after?: string, conflate?: boolean): number;
   report(error: CommitcastError): void;
 }
 
@@ -111,7 +117,7 @@ export class Subject<S> {
     this.machine = new Machine<S>({
       rereadSkipped: options.skipped === "reread",
       read: (n) => void this.#read(n),
-      subscribe: (after) => host.request("subscribe", name, after),
+      subscribe: (after) => host.request("subscribe", name, after, options.conflate),
       unsubscribe: () => host.request("unsubscribe", name),
       wait: (n, ms, attempt) => {
         const pause = ms + (attempt > 1 ? jitter(host.env, AGAIN_BASE, attempt - 1, AGAIN_CAP) : 0);
@@ -133,7 +139,7 @@ export class Subject<S> {
       const snapshot = await this.#options.store?.load(this.#storeKey);
       if (snapshot) kept = check(snapshot as Snapshot<S>);
     } catch (thrown) {
-      this.fail("store", "what was kept cannot be used", thrown);
+      this.fail("store", "what was kept is of no use", thrown);
     }
     if (this.machine.phase === "closed") return;
     this.machine.start(kept);
@@ -215,14 +221,14 @@ export class Subject<S> {
     const { env, fetch } = this.#host;
     this.#reading?.abort();
     const reading = (this.#reading = new AbortController());
-    const timer = env.setTimeout(() => reading.abort(new Error("it took longer than 30 s")), SNAPSHOT_WITHIN);
+    const timer = env.setTimeout(() => reading.abort(new Error("longer than 30 s")), SNAPSHOT_WITHIN);
     try {
       const held = await read(this.#options.snapshot, fetch, reading.signal);
       this.machine.snapshot(n, held);
     } catch (thrown) {
       if (reading === this.#reading && this.machine.phase === "reading") {
         const { final, ms } = (thrown ?? {}) as Unread;
-        this.#error = this.fail("snapshot", "the snapshot cannot be used", thrown, final);
+        this.#error = this.fail("snapshot", "no snapshot", thrown, final);
         this.machine.unread(n, ms);
       }
     }

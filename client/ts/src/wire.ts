@@ -44,6 +44,10 @@ export interface Subscribed {
 export interface EventFrame extends Event {
   op: "event";
   skip?: boolean;
+  /** How many events before this one were left out. */
+  conflated?: number;
+  /** To be applied together with the next event, or not at all. */
+  more?: boolean;
 }
 export interface Unsubscribed {
   op: "unsubscribed";
@@ -91,16 +95,17 @@ export const isTopic: Check = (v) => isText(v) && TOPIC.test(v);
 const FIELDS: Record<string, string> = {
   hello: "epoch heartbeat_ms",
   subscribed: "id topic epoch after head",
-  event: "topic epoch offset id type at data",
+  event: "topic epoch offset id conflated type at data",
   unsubscribed: "id topic",
   reset: "topic epoch head reason in_ms",
   heartbeat: "epoch heads",
   error: "id code message",
   reconnect: "in_ms",
 };
-const SKIP = 4; // fields that a skipped event has: no type, no data
+const SKIP = 5; // fields that a skipped event has: no type, no data; and no other frame has more
 const IS: Record<string, Check> = {
   topic: isTopic, epoch: isEpoch, heads: isHeads, data: (v) => v !== undefined,
+  conflated: (v) => isInteger(v ?? 0),
   type: isText, at: isText, reason: isText, code: isText, message: isText,
 };
 
@@ -118,7 +123,7 @@ export function parse(line: string): Frame | undefined {
   if (!isText(f?.op) || f.op === "") throw new SyntaxError("no op");
   const fields = Object.hasOwn(FIELDS, f.op) && FIELDS[f.op];
   if (!fields) return;
-  for (const field of fields.split(" ").slice(0, f.op === "event" && f.skip === true ? SKIP : 9)) {
+  for (const field of fields.split(" ").slice(0, f.skip === true ? SKIP : 9)) {
     if (!(IS[field] ?? isInteger)(f[field])) throw new SyntaxError(`bad ${field} of ${f.op}`);
   }
   return f;
@@ -148,6 +153,5 @@ export function isForeign(epoch: string, at: string): boolean {
 }
 
 export const auth = (token: string): string => JSON.stringify({ op: "auth", token });
-export const subscribe = (id: number, topic: string, after?: string): string =>
-  JSON.stringify({ op: "subscribe", id, topic, after });
-export const unsubscribe = (id: number, topic: string): string => JSON.stringify({ op: "unsubscribe", id, topic });
+export const request = (op: "subscribe" | "unsubscribe", id: number, topic: string, after?: string, conflate?: boolean): string =>
+  JSON.stringify({ op, id, topic, after, conflate });

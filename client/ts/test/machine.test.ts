@@ -81,6 +81,39 @@ test("a hole: subscribe again at once, from the own cursor; what the old subscri
   assert.equal(m.held!.state, "-bc");
 });
 
+test("what was left out is no hole, and what belongs together is applied together, or not at all", () => {
+  live([104]);
+  m.event(event(3, { conflated: 1, more: true }));
+  m.event(event(4, { more: true }));
+  assert.deepEqual(log, []);
+  assert.equal(m.held!.state, "-");
+  m.event(event(7, { conflated: 2 }));
+  assert.deepEqual(log, ["passed 3", "passed 4 held", "passed 7"]);
+  assert.deepEqual(m.held, { state: "-cg", cursor: { epoch: E, offset: 7 }, pending: [], epoch: E });
+
+  m.event(event(9, { conflated: 1, more: true }));
+  m.event(event(8)); // the server begins again: its database went back, perhaps
+  m.event(event(9));
+  assert.equal(m.held!.state, "-cghi");
+
+  log = [];
+  m.event(event(12, { conflated: 2, more: true }));
+  for (const offset of [13, 14]) { // it takes more than two heartbeats
+    m.heartbeat(E, 20);
+    m.event(event(offset, { more: true }));
+  }
+  m.heartbeat(E, 20);
+  m.event(event(14, { conflated: 1, more: true })); // twice
+  assert.deepEqual(log, []);
+  m.event(event(17, { conflated: 1, more: true })); // and one is lost
+  assert.deepEqual(log, ["unsubscribe", `subscribe ${E}:9`]);
+  m.subscribed(id, E, 14);
+  m.heartbeat(E, 14);
+  m.heartbeat(E, 14); // nothing of it counts any more
+  assert.deepEqual(log.slice(2), ["unsubscribe", "wait 0 #2"]);
+  assert.equal(m.held!.state, "-cghi");
+});
+
 test("holes without progress: growing pauses, then the snapshot", () => {
   live();
   m.event(event(3));

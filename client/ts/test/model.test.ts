@@ -25,18 +25,18 @@ test(`${SEEDS} random schedules leave no page wrong`, () => {
 const MUTATIONS: { name: string; wrong: RegExp; edits: [from: string, to: string][] }[] = [
   {
     name: "pending ignored", wrong: /wrong state/,
-    edits: [["if (pending.includes(f.id))", "if (false)"]],
+    edits: [["if (pending.includes(e.id))", "if (false)"]],
   },
   {
     name: "≤ n not dropped", wrong: /wrong state/,
     edits: [
-      ["if (f.offset <= cursor.offset)", "if (false)"],
-      ["if (f.offset !== cursor.offset + 1 ||", "if (f.offset > cursor.offset + 1 ||"],
+      ["if (f.offset <= reached.offset)", "if (false)"],
+      ["if (after !== reached.offset ||", "if (after > reached.offset ||"],
     ],
   },
   {
     name: "hole applied", wrong: /wrong state/,
-    edits: [["if (f.offset !== cursor.offset + 1 ||", "if ("]],
+    edits: [["if (after !== reached.offset ||", "if ("]],
   },
   {
     name: "epoch ignored: pending ids outlive it", wrong: /wrong state/,
@@ -44,11 +44,11 @@ const MUTATIONS: { name: string; wrong: RegExp; edits: [from: string, to: string
   },
   {
     name: "epoch ignored: the cursor does not follow the event's", wrong: /wrong state/,
-    edits: [["cursor: { epoch: f.epoch,", "cursor: { epoch: cursor.epoch,"]],
+    edits: [["cursor: { epoch: f.epoch,", "cursor: { epoch: held.cursor.epoch,"]],
   },
   {
     name: "token and state moved apart: the cursor passes an event that apply refused", wrong: /wrong state/,
-    edits: [["catch {\n                return this.#again(\"read\");", "catch {\n                "]],
+    edits: [["catch {\n            return this.#again(\"read\");", "catch {\n            "]],
   },
   {
     name: "token and state moved apart: a snapshot's state with the old cursor", wrong: /wrong state/,
@@ -60,7 +60,15 @@ const MUTATIONS: { name: string; wrong: RegExp; edits: [from: string, to: string
   },
   {
     name: "skip does not advance", wrong: /without a fault/,
-    edits: [["else if (f.skip) {", "else if (f.skip) { return;"]],
+    edits: [["else if (this.#ports.rereadSkipped)", "else return; if (false)"]],
+  },
+  {
+    name: "what belongs together is applied one by one", wrong: /wrong state/,
+    edits: [["if (f.more)", "if (false)"]],
+  },
+  {
+    name: "what was left out is a hole", wrong: /without a fault|not current/,
+    edits: [["f.offset - 1 - (f.conflated ?? 0)", "f.offset - 1"]],
   },
   {
     name: "every heartbeat heals", wrong: /without a fault/,

@@ -8,7 +8,11 @@ import { formatCursor, parseCursor, type EventFrame } from "../src/wire.js";
 export interface Sum {
   readonly sum: number;
   readonly count: number;
+  /** Where the page conflates, what it is instead: the latest value of each key. */
+  readonly latest: readonly number[];
 }
+const KEYS = 3;
+const keyOf = (value: number): number => value % KEYS;
 interface Row {
   id: number;
   value: number; // 0: nothing to apply, shown as skip
@@ -46,6 +50,7 @@ export class Sim {
   #ordinal = 1;
   #calm = false;
   readonly #faultless: boolean;
+  readonly #conflates: boolean; // every third
   #kept: Held<Sum> | undefined;
 
   // The page's end.
@@ -55,11 +60,13 @@ export class Sim {
   // The connection, and the server's end.
   #up = false;
   #queue: Msg[] = []; // to the page
-  #sub: { epoch: string; offset: number; db: DB } | undefined; // db: the history that the node believes in
+  // db: the history that the node believes in; window: what is yet to be sent of what belongs together, from offset on
+  #sub: { epoch: string; offset: number; db: DB; window: EventFrame[] } | undefined;
 
   constructor(seed: number, M: MachineConstructor) {
     this.#state = seed >>> 0 || 1;
     this.#faultless = seed % 5 === 0;
+    this.#conflates = seed % 3 === 0;
     this.#Machine = M;
     this.#reload(undefined);
   }
@@ -122,7 +129,7 @@ export class Sim {
       wait: (n) => (this.#timer = { n, life }),
       apply: (state, f) => {
         if (this.#fault("apply throws", 0.03)) throw new Error("no");
-        return { sum: state.sum + (f.data as number), count: state.count + 1 };
+        return this.#add(state, f.data as number);
       },
       passed: () => {},
       replaced: () => {},
@@ -132,17 +139,13 @@ export class Sim {
 
   // ---- the database
 
+  #add({ sum, count, latest }: Sum, value: number): Sum {
+    if (value === 0) return { sum, count, latest };
+    if (!this.#conflates) return { sum: sum + value, count: count + 1, latest };
+    return { sum, count, latest: latest.map((v, key) => (key === keyOf(value) ? value : v)) };
+  }
   #truth(db: DB): Sum {
-    let sum = 0;
-    let count = 0;
-    for (const list of [db.rows, db.outbox]) {
-      for (const { value } of list) {
-        if (value === 0) continue;
-        sum += value;
-        count++;
-      }
-    }
-    return { sum, count };
+    return [...db.rows, ...db.outbox].reduce<Sum>((s, { value }) => this.#add(s, value), { sum: 0, count: 0, latest: Array(KEYS).fill(0) });
   }
   #set(db: DB): void {
     this.#past.push(this.#db);
@@ -184,7 +187,7 @@ export class Sim {
     else if (this.#fault("unavailable", 0.05)) this.#queue.push({ op: "error", id, code: "unavailable" });
     else if (!this.#why(epoch, offset)) this.#queue.push({ op: "reset", ms: this.#int(2) * 100 });
     else {
-      this.#sub = { epoch: this.#db.epochs.at(-1)!, offset, db: this.#db };
+      this.#sub = { epoch: this.#db.epochs.at(-1)!, offset, db: this.#db, window: [] };
       this.#queue.push({ op: "subscribed", id, epoch: this.#sub.epoch, head: this.#db.rows.length });
     }
     return id;
@@ -200,19 +203,37 @@ export class Sim {
         return;
       }
       sub.epoch = this.#db.epochs.at(-1)!;
+      sub.window = []; // it goes on from before that
     }
     sub.db = this.#db;
   }
   #deliver(most: number): void {
     const sub = this.#sub;
     if (!sub) return;
-    for (let i = 0; i < most && sub.offset < sub.db.rows.length; i++) {
-      const { id, value, epoch } = sub.db.rows[sub.offset++]!;
-      const f: EventFrame = { op: "event", topic: "t", epoch, offset: sub.offset, id, type: "x", at: "", data: value };
-      if (value === 0) f.skip = true;
+    for (let i = 0; i < most && (sub.window.length > 0 || sub.offset < sub.db.rows.length); i++) {
+      if (sub.window.length === 0) sub.window = this.#window(sub.db.rows, sub.offset, this.#conflates && this.#p(0.3) ? 10 : 1);
+      const f = sub.window.shift()!;
+      if (sub.window.length === 0) sub.offset = f.offset;
       if (!this.#fault("frame lost", 0.03)) this.#queue.push({ op: "event", f });
       if (this.#fault("frame twice", 0.03)) this.#queue.push({ op: "event", f });
     }
+  }
+  /** What follows an offset, up to so many: the latest of each key, and what is shown as skip. */
+  #window(all: readonly Row[], from: number, most: number): EventFrame[] {
+    const rows = all.slice(from, from + most);
+    const window: EventFrame[] = [];
+    let sent = from;
+    rows.forEach(({ id, value, epoch }, i) => {
+      if (value !== 0 && rows.slice(i + 1).some((r) => r.value !== 0 && keyOf(r.value) === keyOf(value))) return;
+      const offset = from + i + 1;
+      const f: EventFrame = { op: "event", topic: "t", epoch, offset, id, type: "x", at: "", data: value };
+      if (value === 0) f.skip = true;
+      if (offset - 1 > sent) f.conflated = offset - 1 - sent;
+      if (i < rows.length - 1) f.more = true;
+      window.push(f);
+      sent = offset;
+    });
+    return window;
   }
   #heartbeat(): void {
     if (!this.#up) return;
@@ -324,7 +345,7 @@ export class Sim {
     const truth = this.#truth(this.#db);
     const at = formatCursor(held.cursor);
     if (!this.#m.current || held.cursor.offset !== this.#db.rows.length) return `not current: ${this.#m.phase} at ${at}, head ${this.#db.rows.length}`;
-    if (held.state.sum !== truth.sum || held.state.count !== truth.count) {
+    if (held.state.sum !== truth.sum || held.state.count !== truth.count || String(held.state.latest) !== String(truth.latest)) {
       return `wrong state at ${at}: ${held.state.count} events, ${truth.count} committed (sum off by ${held.state.sum - truth.sum})`;
     }
     return "";
