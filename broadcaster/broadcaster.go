@@ -168,7 +168,7 @@ type Broadcaster struct {
 	perAddress map[netip.Prefix]int // connections
 	users      map[string]*user
 
-	pushUp     atomic.Bool // the stream's subscription is live
+	pushUp     push        // the stream's subscription is live
 	pushTried  atomic.Bool // it has been down: do not wait for it
 	databaseUp atomic.Bool
 
@@ -195,6 +195,7 @@ func New(j Journal, s stream.Stream, cfg Config) (*Broadcaster, error) {
 		topics:     make(map[string]*topic),
 		sessions:   make(map[*session]struct{}),
 		perAddress: make(map[netip.Prefix]int),
+		pushUp:     push{down: stream.AllPartitions},
 		users:      make(map[string]*user),
 		ready:      make(chan struct{}),
 	}
@@ -305,7 +306,12 @@ func (b *Broadcaster) polling() bool { return !b.pushUp.Load() && b.pushTried.Lo
 func (b *Broadcaster) tryPush(ctx context.Context) {
 	b.mu.RLock()
 	idle := len(b.topics) == 0
+	var used stream.Partitions
+	for _, t := range b.topics {
+		used |= 1 << t.partition
+	}
 	b.mu.RUnlock()
+	b.pushUp.forget(used)
 	if idle && b.polling() && b.stream.Ping(ctx) == nil {
 		b.pushTried.Store(false)
 	}
