@@ -62,6 +62,9 @@ func parseManyURL(base, kind, rest string) (*redisURL, error) {
 	if i := strings.LastIndexByte(authority, '@'); i >= 0 {
 		login, hosts = authority[:i+1], authority[i+1:]
 	}
+	if strings.Count(login, "@") > 1 { // a login for each host, it may be: there is one for all
+		return nil, errRedisURL
+	}
 	u := &redisURL{kind: kind}
 	port := map[string]string{"sentinel": "26379", "cluster": "6379"}[kind]
 	for host := range strings.SplitSeq(hosts, ",") {
