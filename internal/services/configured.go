@@ -12,29 +12,24 @@ import (
 	"syscall"
 )
 
-// Configured is a private server of another program, by a configuration of its caller: nginx, haproxy or pgbouncer.
+// Configured is a private server of another program, by a configuration of its caller: nginx or haproxy.
 type Configured struct {
 	folder  *folder
 	program program
 	args    func(conf string) []string
-	check   func(conf string) []string
 	conf    string
 
 	mu   sync.Mutex
 	proc *process
 }
 
-// kinds are the programs: how each is told to stay in the foreground, and to check its configuration alone.
+// kinds are the programs: how each is told to stay in the foreground.
 var kinds = map[string]struct {
-	need  need
-	args  func(conf string) []string
-	check func(conf string) []string // nil: it cannot
+	need need
+	args func(conf string) []string
 }{
-	"nginx": {nginxNeed, func(c string) []string { return []string{"-c", c, "-e", "stderr", "-g", "daemon off;"} },
-		func(c string) []string { return []string{"-t", "-q", "-c", c, "-e", "stderr"} }},
-	"haproxy": {haproxyNeed, func(c string) []string { return []string{"-db", "-f", c} },
-		func(c string) []string { return []string{"-c", "-f", c} }},
-	"pgbouncer": {pgbouncerNeed, func(c string) []string { return []string{c} }, nil},
+	"nginx":   {nginxNeed, func(c string) []string { return []string{"-c", c, "-e", "stderr", "-g", "daemon off;"} }},
+	"haproxy": {haproxyNeed, func(c string) []string { return []string{"-db", "-f", c} }},
 }
 
 // StartConfigured starts one of them, installing it if it is missing, and waits until addr accepts connections. files are written
@@ -62,19 +57,6 @@ func StartConfigured(ctx context.Context, out io.Writer, name, addr string, file
 	return c, nil
 }
 
-// CheckConfigured has the program read a configuration and say what is wrong, without running it.
-func CheckConfigured(ctx context.Context, out io.Writer, name string, files ...[2]string) error {
-	c, err := prepareConfigured(ctx, out, name, files)
-	if err != nil {
-		return err
-	}
-	defer c.Close()
-	if said, err := c.folder.command(ctx, c.program, c.check(c.conf)...).CombinedOutput(); err != nil {
-		return fmt.Errorf("%s: %w: %s", name, err, oneLine(string(said)))
-	}
-	return nil
-}
-
 func prepareConfigured(ctx context.Context, out io.Writer, name string, files [][2]string) (*Configured, error) {
 	kind, ok := kinds[name]
 	if !ok {
@@ -91,7 +73,7 @@ func prepareConfigured(ctx context.Context, out io.Writer, name string, files []
 	if err != nil {
 		return nil, err
 	}
-	c := &Configured{folder: f, program: found, args: kind.args, check: kind.check}
+	c := &Configured{folder: f, program: found, args: kind.args}
 	dir, err := f.private("conf")
 	for i, file := range files {
 		path := filepath.Join(dir, file[0])
