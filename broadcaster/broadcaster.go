@@ -174,7 +174,7 @@ type Broadcaster struct {
 	heldUp    map[net.Conn]*time.Timer // requests that wait for their refusal
 	users     map[string]*user
 
-	pushUp     atomic.Bool // the stream's subscription is live
+	pushUp     push        // the stream's subscription is live
 	pushTried  atomic.Bool // it has been down: do not wait for it
 	databaseUp atomic.Bool
 
@@ -202,6 +202,7 @@ func New(j Journal, s stream.Stream, cfg Config) (*Broadcaster, error) {
 		sessions:  make(map[*session]struct{}),
 		addresses: make(map[netip.Prefix]*address),
 		heldUp:    make(map[net.Conn]*time.Timer),
+		pushUp:    push{down: stream.AllPartitions},
 		users:     make(map[string]*user),
 		ready:     make(chan struct{}),
 	}
@@ -317,7 +318,12 @@ func (b *Broadcaster) polling() bool { return !b.pushUp.Load() && b.pushTried.Lo
 func (b *Broadcaster) tryPush(ctx context.Context) {
 	b.mu.RLock()
 	idle := len(b.topics) == 0
+	var used stream.Partitions
+	for _, t := range b.topics {
+		used |= 1 << t.partition
+	}
 	b.mu.RUnlock()
+	b.pushUp.forget(used)
 	if idle && b.polling() && b.stream.Ping(ctx) == nil {
 		b.pushTried.Store(false)
 	}

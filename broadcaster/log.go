@@ -15,7 +15,7 @@ import (
 type sharedLog struct {
 	maxEvents, maxBytes int
 	room                *room // that of the node; nil: without a limit
-	maxMessage          int // bytes: a conflating subscriber for whom more is waiting is behind
+	maxMessage          int   // bytes: a conflating subscriber for whom more is waiting is behind
 
 	mu     sync.RWMutex
 	epoch  string   // "" until the first reset: the position is not known yet

@@ -20,7 +20,7 @@ func (s downStream) NewSubscription(h stream.Handler) stream.Subscription { retu
 type downSubscription struct{ h stream.Handler }
 
 func (s downSubscription) Run(ctx context.Context) error {
-	s.h.Down(errors.New("as a test"))
+	s.h.Down(stream.AllPartitions, errors.New("as a test"))
 	<-ctx.Done()
 	return ctx.Err()
 }

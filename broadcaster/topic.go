@@ -128,7 +128,7 @@ type hears struct{ *Broadcaster }
 // Confirmed implements stream.Handler: from here on every published run arrives, so whoever reads the head now and
 // replays up to it has everything.
 func (b hears) Confirmed(ch stream.Channel) {
-	b.pushUp.Store(true)
+	b.pushUp.confirmed(ch.Partition)
 	t := b.topic(ch.Topic)
 	if t == nil {
 		return
@@ -166,16 +166,18 @@ func (b hears) Deliver(r stream.Run) {
 
 // Down implements stream.Handler: runs may be missed from here on, so the journal is polled until the channels are
 // confirmed again.
-func (b hears) Down(err error) {
+func (b hears) Down(of stream.Partitions, err error) {
 	b.pushTried.Store(true)
-	if b.pushUp.Swap(false) {
+	if b.pushUp.lost(of) {
 		b.log.Warn("push is down, polling the journal", "error", err)
 	}
 	b.mu.RLock()
 	for _, t := range b.topics {
-		t.mu.Lock()
-		t.down()
-		t.mu.Unlock()
+		if of.Has(t.partition) {
+			t.mu.Lock()
+			t.down()
+			t.mu.Unlock()
+		}
 	}
 	b.mu.RUnlock()
 	b.joiner.kick()

@@ -241,9 +241,7 @@ func (c *Console) examineRedis(ctx context.Context, e examined, add addCheck) {
 	} else {
 		add(area, "version", Good, "Redis "+s.Version, "")
 	}
-	if s.Mode == "cluster" {
-		add(area, "mode", Problem, "cluster", "a standalone server works today")
-	} else if s.Role != "master" {
+	if s.Role != "master" {
 		add(area, "mode", Problem, "this is a replica: nothing can be published here", "give the address of the master")
 	}
 	switch {

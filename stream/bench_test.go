@@ -105,9 +105,9 @@ type waiter struct {
 	delivered chan Run
 }
 
-func (w *waiter) Confirmed(ch Channel) { w.confirmed <- ch }
-func (w *waiter) Deliver(r Run)        { w.delivered <- r }
-func (w *waiter) Down(error)           {}
+func (w *waiter) Confirmed(ch Channel)   { w.confirmed <- ch }
+func (w *waiter) Deliver(r Run)          { w.delivered <- r }
+func (w *waiter) Down(Partitions, error) {}
 
 // BenchmarkRange reads 1,000 events of 300 bytes.
 func BenchmarkRange(b *testing.B) {

@@ -6,7 +6,10 @@ import (
 	"fmt"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
+
+	"github.com/redis/go-redis/v9"
 )
 
 // Held is what the stream holds of a topic.
@@ -24,11 +27,15 @@ func (r *Redis) Inspect(ctx context.Context, ch Channel) (Held, error) {
 	if err := ch.check(); err != nil {
 		return Held{}, err
 	}
-	pipe := r.client.Pipeline()
+	master, err := r.servers.with(ctx, ch.key())
+	if err != nil {
+		return Held{}, unavailable("look at a stream", err)
+	}
+	pipe := master.Pipeline()
 	info := pipe.XInfoStream(ctx, ch.key())
 	size := pipe.MemoryUsage(ctx, ch.key())
 	hears := pipe.PubSubShardNumSub(ctx, ch.key())
-	_, err := pipe.Exec(ctx)
+	_, err = pipe.Exec(ctx)
 	var h Held
 	if n, herr := hears.Result(); herr == nil {
 		h.Hears = n[ch.key()]
@@ -68,13 +75,70 @@ type Server struct {
 	Evicted          int64         `json:"evicted_keys"`
 }
 
-// Server asks Redis about itself. An error wraps ErrUnavailable.
+// Server asks Redis about itself; of a cluster every master: memory, clients and evictions are those of all, versions and the
+// rest those of one, the oldest. An error wraps ErrUnavailable.
 func (r *Redis) Server(ctx context.Context) (Server, error) {
-	s := Server{Addr: r.options.Addr}
-	start := time.Now()
-	info, err := r.client.Info(ctx).Result()
+	s := Server{Addr: r.where}
+	var mu sync.Mutex // of what follows: a cluster's masters are asked at once
+	n := 0
+	err := r.servers.each(ctx, func(ctx context.Context, master *redis.Client) error {
+		one, err := serverOf(ctx, master)
+		mu.Lock()
+		defer mu.Unlock()
+		if err == nil {
+			s.add(one, n == 0)
+			n++
+		}
+		return err
+	})
+	if err == nil && n == 0 {
+		err = errors.New("the cluster has no masters")
+	}
 	if err != nil {
-		return s, unavailable("ask redis about itself", err)
+		return Server{Addr: r.where}, unavailable("ask redis about itself", err)
+	}
+	return s, nil
+}
+
+// add adds what one more master says.
+func (s *Server) add(one Server, first bool) {
+	sum := *s
+	if first || older(one.Version, s.Version) {
+		*s = one
+		s.Addr = sum.Addr
+	}
+	if first {
+		return
+	}
+	s.UsedMemory, s.Evicted = sum.UsedMemory+one.UsedMemory, sum.Evicted+one.Evicted
+	s.ConnectedClients, s.MaxClients = sum.ConnectedClients+one.ConnectedClients, sum.MaxClients+one.MaxClients
+	s.Took = max(sum.Took, one.Took)
+	if s.MaxMemory = sum.MaxMemory + one.MaxMemory; sum.MaxMemory == 0 || one.MaxMemory == 0 {
+		s.MaxMemory = 0 // one without a limit is enough
+	}
+}
+
+// older compares versions, as in 7.0.15.
+func older(a, b string) bool {
+	for a != "" || b != "" {
+		var x, y string
+		x, a, _ = strings.Cut(a, ".")
+		y, b, _ = strings.Cut(b, ".")
+		m, _ := strconv.Atoi(x)
+		n, _ := strconv.Atoi(y)
+		if m != n {
+			return m < n
+		}
+	}
+	return false
+}
+
+// serverOf asks one server.
+func serverOf(ctx context.Context, client *redis.Client) (s Server, err error) {
+	start := time.Now()
+	info, err := client.Info(ctx).Result()
+	if err != nil {
+		return s, err
 	}
 	s.Took = time.Since(start)
 	for line := range strings.Lines(info) {
@@ -100,10 +164,10 @@ func (r *Redis) Server(ctx context.Context) (Server, error) {
 			s.Evicted = n
 		}
 	}
-	if t, err := r.client.Time(ctx).Result(); err == nil {
+	if t, err := client.Time(ctx).Result(); err == nil {
 		s.Clock = t
 	}
-	if config, err := r.client.ConfigGet(ctx, "client-output-buffer-limit").Result(); err == nil {
+	if config, err := client.ConfigGet(ctx, "client-output-buffer-limit").Result(); err == nil {
 		if _, after, ok := strings.Cut(config["client-output-buffer-limit"], "pubsub "); ok {
 			s.PubSubBuffer = after
 		}
@@ -128,7 +192,7 @@ func (r *Redis) Rights(ctx context.Context) error {
 	if err := r.Tick(ctx); err != nil {
 		return fmt.Errorf("tick: %w", err)
 	}
-	c, err := r.connect(ctx)
+	c, err := r.connectFor(ctx, ch.key())
 	if err != nil {
 		return err
 	}

@@ -7,8 +7,9 @@ import (
 	"github.com/commitcast/commitcast/wire"
 )
 
-// tickKey is the channel of the probe. No topic's key can be the same: an epoch always holds a dash.
-const tickKey = "cc:{p0}:tick"
+// tickKey is the channel of the probe: that of partition 0, which is enough where there is one server, or that of each
+// partition in a cluster. No topic's key can be the same: an epoch always holds a dash.
+func tickKey(partition int) string { return "cc:{p" + strconv.Itoa(partition) + "}:tick" }
 
 // key is the name of ch in Redis, for its Stream and its Pub/Sub channel alike. The partition is the hash tag, so that
 // a cluster keeps both on one node; a topic cannot hold braces, so it cannot make a tag of its own.

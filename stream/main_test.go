@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"strings"
 	"sync"
 	"testing"
@@ -129,13 +130,13 @@ func (r *recorder) Deliver(run Run) {
 	}
 }
 
-func (r *recorder) Down(err error) {
+func (r *recorder) Down(of Partitions, err error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if !errors.Is(err, ErrUnavailable) {
 		r.broken = append(r.broken, fmt.Sprintf("down: %v", err))
 	}
-	clear(r.confirmed)
+	maps.DeleteFunc(r.confirmed, func(ch Channel, _ int) bool { return of.Has(ch.Partition) })
 	r.downs = append(r.downs, err)
 }
 

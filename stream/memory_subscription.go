@@ -139,7 +139,7 @@ func (s *memorySubscription) Run(ctx context.Context) error {
 		case lost:
 			s.m.metrics.rebuilds.WithLabelValues(reasonSlow).Inc()
 			s.m.log.Warn("subscription fell behind; confirming its channels again", "reason", reasonSlow)
-			s.h.Down(fmt.Errorf("subscription: %w: %w", ErrUnavailable, errSlow))
+			s.h.Down(AllPartitions, fmt.Errorf("subscription: %w: %w", ErrUnavailable, errSlow))
 			s.begin()
 		case !ok:
 			select {

@@ -33,6 +33,7 @@ const (
 	reasonWrite       = "write"       // a write failed or passed its deadline
 	reasonRefused     = "refused"     // the server answered with an error, or with something that is no answer
 	reasonUnsubscribe = "unsubscribe" // the server ended the subscription of a channel
+	reasonMoved       = "moved"       // the slot of the channels is with another master of the cluster
 	reasonSlow        = "slow"        // the handler fell behind (in-process stream)
 )
 
@@ -49,7 +50,7 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 			Buckets: []float64{.0001, .00025, .0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5},
 		})),
 		up: register(reg, prometheus.NewGauge(prometheus.GaugeOpts(
-			opts("subscriptions_up_count", "Subscriptions that are connected and confirmed.")))),
+			opts("subscriptions_up_count", "Connections of subscriptions that are confirmed: one, or in a cluster one a partition that has been listened to.")))),
 		rebuilds: register(reg, prometheus.NewCounterVec(prometheus.CounterOpts(
 			opts("subscription_rebuilds_total", "Subscriptions that had to be built again, by reason.")), []string{"reason"})),
 		messages: register(reg, prometheus.NewCounter(prometheus.CounterOpts(

@@ -1,12 +1,12 @@
 package stream
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
-	"net/url"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -14,7 +14,6 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/redis/go-redis/v9"
-	"github.com/redis/go-redis/v9/maintnotifications"
 )
 
 // Defaults of RedisConfig.
@@ -26,6 +25,10 @@ const (
 	// DefaultProbeTimeout is three ticks: one may be lost or late.
 	DefaultProbeTimeout = 3 * time.Second
 )
+
+// tickLimit bounds one Tick: so much after it at the latest comes the next one, a second or so later, well within
+// DefaultProbeTimeout.
+const tickLimit = time.Second
 
 // RedisConfig tunes a [Redis]. The zero value works.
 type RedisConfig struct {
@@ -51,14 +54,18 @@ type RedisConfig struct {
 	Registerer prometheus.Registerer
 }
 
-// Redis is the stream over Redis 7.0 or later. One standalone server works today; names and commands are those a
-// cluster needs.
+// Redis is the stream over Redis 7.0 or later: one server, a master with replicas that Sentinels watch, or a cluster.
 //
-// Commands are never repeated here: when a reply is lost, the caller learns that the outcome is unknown and repeats
-// with Announce. Messages of one topic arrive in the order they were published, since one script stores and announces.
+// Commands are not repeated here: when a reply is lost, the caller learns that the outcome is unknown and repeats
+// with Announce. (In a cluster go-redis repeats up to three times what a moved slot or a broken connection has kept from
+// being answered. A run that was taken is then a Duplicate, announced before: one script stores and announces.) Messages of
+// one topic arrive in the order they were published.
 type Redis struct {
+	kind    string // of the URL: "", "sentinel" or "cluster"
+	servers servers
 	client  redis.UniversalClient
-	options *redis.Options // where and how to connect; never logged
+	options *redis.Options // how to connect, and where if there is one server; never logged
+	where   string
 	cfg     RedisConfig
 	metrics *metrics
 	log     *slog.Logger
@@ -68,11 +75,18 @@ type Redis struct {
 
 var _ Stream = (*Redis)(nil)
 
-// NewRedis prepares a stream on the server that url names: redis://[user:password@]host[:port][/database], rediss://
-// for TLS, or unix://[user:password@]/path/to/socket.
+// NewRedis prepares a stream on the servers that url names:
 //
-// It fails on a URL that it cannot use, on a server older than 7.0 (ErrRedisTooOld), and on one that refuses the
-// password (ErrRefused). A server that cannot be reached now is no error: it is logged, and asked again when it is
+//	redis://[user:password@]host[:port][/database]                      one server
+//	redis+sentinel://[user:password@]host[:port],…/master[/database]    the master that these Sentinels know by that name
+//	redis+cluster://[user:password@]host[:port],…                       a cluster, of which these are some nodes
+//	unix://[user:password@]/path/to/socket
+//
+// rediss instead of redis is TLS, with Sentinels too; user and password are those of the servers, and ?sentinel_username=
+// and &sentinel_password= those of Sentinels.
+//
+// It fails on a URL that it cannot use, on a server older than 7.0 (ErrRedisTooOld), on one that is of another kind than the URL
+// says, and on one that refuses the password (ErrRefused). A server that cannot be reached now is no error: it is logged, and asked again when it is
 // used, so that a process may start while Redis is down. No error and no log line holds the URL or its password.
 //
 // What go-redis itself has to say, it says for the whole process; it goes to the Logger of the newest Redis, as debug.
@@ -92,18 +106,22 @@ func NewRedis(ctx context.Context, url string, cfg RedisConfig) (*Redis, error) 
 	if cfg.Logger == nil {
 		cfg.Logger = slog.Default()
 	}
-	opts, err := redisOptions(url, cfg)
+	u, err := parseRedisURL(url)
 	if err != nil {
 		return nil, err
 	}
 	redis.SetLogger(driverLog{cfg.Logger})
+	opts := u.prepare(cfg)
 	r := &Redis{
-		client:  redis.NewClient(opts),
+		kind:    u.kind,
+		servers: u.open(opts),
 		options: opts,
+		where:   u.where(),
 		cfg:     cfg,
 		metrics: newMetrics(cfg.Registerer),
-		log:     cfg.Logger.With("redis", opts.Addr),
+		log:     cfg.Logger.With("redis", u.where()),
 	}
+	r.client = r.servers.client()
 	switch err := r.checkVersion(ctx); {
 	case err == nil:
 	case errors.Is(err, ErrRedisTooOld), errors.Is(err, ErrRefused):
@@ -124,87 +142,97 @@ func (l driverLog) Printf(ctx context.Context, format string, args ...any) {
 	}
 }
 
-// redisOptions reads the URL. Cluster and Sentinel would get schemes of their own here, and a client of their own in
-// NewRedis. Errors tell nothing of the URL: a password with an unescaped slash or at sign ends up in any part of it.
-func redisOptions(rawURL string, cfg RedisConfig) (*redis.Options, error) {
-	scheme, _, ok := strings.Cut(rawURL, "://")
-	switch {
-	case ok && (scheme == "redis" || scheme == "rediss" || scheme == "unix"):
-	case ok && (strings.Contains(scheme, "cluster") || strings.Contains(scheme, "sentinel")) && len(scheme) < 20:
-		return nil, fmt.Errorf("stream: redis URL: scheme %s is not supported yet; use redis:// or rediss://", scheme)
-	default:
-		return nil, errors.New("stream: redis URL must begin with redis://, rediss:// or unix://")
-	}
-	opts, err := redis.ParseURL(rawURL)
-	if u, perr := url.Parse(rawURL); err != nil || perr != nil || u.Fragment != "" {
-		return nil, errors.New("stream: redis URL is not redis://[user:password@]host[:port][/database]; " +
-			"special characters in a password must be percent-encoded")
-	}
-	if opts.TLSConfig != nil && cfg.TLS != nil {
-		tlsConfig := cfg.TLS.Clone()
-		if tlsConfig.ServerName == "" {
-			tlsConfig.ServerName = opts.TLSConfig.ServerName
-		}
-		opts.TLSConfig = tlsConfig
-	}
-	opts.Protocol = 2 // plain replies; nothing here needs pushes
-	opts.DisableIdentity = true
-	opts.MaintNotificationsConfig = &maintnotifications.Config{Mode: maintnotifications.ModeDisabled}
-	opts.MaxRetries = -1 // a lost reply is unknown, not a reason to do it twice
-	opts.DialerRetries = 1
-	opts.DialTimeout = cfg.Timeout
-	opts.ReadTimeout = cfg.Timeout
-	opts.WriteTimeout = cfg.Timeout
-	opts.PoolTimeout = cfg.Timeout
-	opts.ContextTimeoutEnabled = true
-	if opts.ClientName == "" {
-		opts.ClientName = "commitcast"
-	}
-	return opts, nil
-}
-
-// checkVersion asks the server for its version until it has once been answered.
+// checkVersion asks the servers for their version until one has been answered and none is too old.
 func (r *Redis) checkVersion(ctx context.Context) error {
 	if r.checked.Load() {
 		return nil
 	}
-	info, err := r.client.Info(ctx, "server").Result()
-	if err != nil {
-		if redis.IsAuthError(err) || redis.IsPermissionError(err) || errors.As(err, new(*tls.CertificateVerificationError)) {
-			return fmt.Errorf("read the version of redis: %w: %w: %w", ErrUnavailable, ErrRefused, err)
+	var answered atomic.Bool
+	err := r.servers.each(ctx, func(ctx context.Context, master *redis.Client) error {
+		info, err := master.Info(ctx, "server").Result()
+		if err == nil {
+			if err = r.checkInfo(info); err == nil {
+				answered.Store(true)
+			}
 		}
-		return unavailable("read the version of redis", err)
+		return err
+	})
+	switch {
+	case errors.Is(err, ErrRedisTooOld), errors.Is(err, ErrRefused):
+		return err
+	case answered.Load():
+		r.checked.Store(true)
+		return nil
+	case err == nil:
+		err = errors.New("the cluster has no masters")
 	}
-	version := "unknown"
+	if redis.IsAuthError(err) || redis.IsPermissionError(err) || errors.As(err, new(*tls.CertificateVerificationError)) {
+		return fmt.Errorf("read the version of redis: %w: %w: %w", ErrUnavailable, ErrRefused, err)
+	}
+	if text := err.Error(); strings.Contains(text, "cluster support disabled") {
+		return fmt.Errorf("%w: %w: %s is no cluster: use redis://", ErrUnavailable, ErrRefused, r.where)
+	}
+	return unavailable("read the version of redis", err)
+}
+
+// checkInfo reads what a server says of itself.
+func (r *Redis) checkInfo(info string) error {
+	said := map[string]string{"redis_version": "unknown"}
 	for line := range strings.Lines(info) {
-		if v, ok := strings.CutPrefix(strings.TrimSpace(line), "redis_version:"); ok {
-			version = v
+		if name, value, ok := strings.Cut(strings.TrimSpace(line), ":"); ok {
+			said[name] = value
 		}
 	}
+	version := said["redis_version"]
 	major, _, _ := strings.Cut(version, ".")
 	if n, err := strconv.Atoi(major); err != nil || n < 7 {
 		return fmt.Errorf("%w: %w: %s reports version %s; Commitcast needs 7.0 or later",
-			ErrUnavailable, ErrRedisTooOld, r.options.Addr, version)
+			ErrUnavailable, ErrRedisTooOld, r.where, version)
 	}
-	r.checked.Store(true)
+	if mode := said["redis_mode"]; r.kind == "" && (mode == "cluster" || mode == "sentinel") {
+		return fmt.Errorf("%w: %w: %s is a %s: use redis+%s://", ErrUnavailable, ErrRefused, r.where,
+			map[string]string{"cluster": "node of a cluster", "sentinel": "Sentinel"}[mode], mode)
+	}
 	return nil
 }
 
-// Ping implements [Stream].
+// Ping implements [Stream]. Of a cluster one master is enough: the partitions of another one that is away find that out
+// themselves, and must not hold up the rest.
 func (r *Redis) Ping(ctx context.Context) error {
 	if err := r.checkVersion(ctx); err != nil {
 		return err
 	}
-	if err := r.client.Ping(ctx).Err(); err != nil {
-		return unavailable("ping redis", err)
+	var answered atomic.Bool
+	err := r.servers.each(ctx, func(ctx context.Context, master *redis.Client) error {
+		err := master.Ping(ctx).Err()
+		if err == nil {
+			answered.Store(true)
+		}
+		return err
+	})
+	if !answered.Load() {
+		return unavailable("ping redis", cmp.Or(err, errNoReply))
 	}
 	return nil
 }
 
-// Tick implements [Stream]. With a cluster there would be one tick a shard.
+// Tick implements [Stream]. In a cluster each partition has a tick of its own, and those of a master that is away do not hold
+// up the others for longer than tickLimit.
 func (r *Redis) Tick(ctx context.Context) error {
-	if err := r.client.SPublish(ctx, tickKey, messageVersion).Err(); err != nil {
-		return unavailable("tick through redis on "+tickKey, err)
+	ctx, cancel := context.WithTimeout(ctx, tickLimit)
+	defer cancel()
+	pipe := r.client.Pipeline()
+	for lane := range r.servers.lanes() {
+		pipe.SPublish(ctx, tickKey(lane), messageVersion)
+	}
+	cmds, err := pipe.Exec(ctx)
+	for _, cmd := range cmds {
+		if cmd.Err() != nil {
+			return unavailable("tick through redis on "+tickKey(0), cmd.Err())
+		}
+	}
+	if err != nil {
+		return unavailable("tick through redis on "+tickKey(0), err)
 	}
 	return nil
 }

@@ -25,14 +25,25 @@ type redisConn struct {
 // readBuffer takes many small messages in one read.
 const readBuffer = 64 << 10
 
+// connectFor is a connection to the master of a key.
+func (r *Redis) connectFor(ctx context.Context, key string) (*redisConn, error) {
+	actx, cancel := context.WithTimeout(ctx, r.cfg.Timeout)
+	addr, err := r.servers.master(actx, key)
+	cancel()
+	if err != nil {
+		return nil, err
+	}
+	return r.connect(ctx, addr)
+}
+
 // connect dials, authenticates and names the connection within the configured timeout. The caller closes it.
-func (r *Redis) connect(ctx context.Context) (_ *redisConn, err error) {
+func (r *Redis) connect(ctx context.Context, addr string) (_ *redisConn, err error) {
 	opts := r.options
 	ctx, cancel := context.WithTimeout(ctx, r.cfg.Timeout)
 	defer cancel()
 	dialer := net.Dialer{KeepAliveConfig: net.KeepAliveConfig{
 		Enable: true, Idle: 5 * time.Second, Interval: time.Second, Count: 3}}
-	raw, err := dialer.DialContext(ctx, opts.Network, opts.Addr)
+	raw, err := dialer.DialContext(ctx, opts.Network, addr)
 	if err != nil {
 		return nil, fmt.Errorf("connect to redis: %w", err)
 	}
@@ -46,7 +57,12 @@ func (r *Redis) connect(ctx context.Context) (_ *redisConn, err error) {
 	defer stop()
 	conn := raw
 	if opts.TLSConfig != nil {
-		secured := tls.Client(raw, opts.TLSConfig)
+		config := opts.TLSConfig
+		if config.ServerName == "" && !config.InsecureSkipVerify {
+			config = config.Clone()
+			config.ServerName, _, _ = net.SplitHostPort(addr)
+		}
+		secured := tls.Client(raw, config)
 		if err := secured.HandshakeContext(ctx); err != nil {
 			return nil, fmt.Errorf("connect to redis: TLS: %w", err)
 		}

@@ -107,7 +107,9 @@ func TestRedisURLs(t *testing.T) {
 		"", "s3cret", "localhost:6379", "redis:s3cret@h", "http://u:s3cret@h", "s3cret://h", "rediss//:s3cret@h",
 		"redis://u:s3/cret@h", "redis://u:s3#cret@h:6379", "redis://u:s3?cret@h:6379/0", "redis://u:s3cret@h:port",
 		"redis://u:s3cret@h/s3cret", "redis://u:s3cret@h/1/2", "redis://u:s3%zzcret@h", "redis://u:s3cret@h?s3cret=1",
-		"redis-cluster://u:s3cret@h1,h2", "redis+sentinel://u:s3cret@h/s3cret", "unix://u:s3cret@", "redis://u:s3cret\x7f@h",
+		"redis-cluster://u:s3cret@h1,h2", "redis+sentinel://u:s3cret@h", "redis+sentinel://u:s3cret@h,/s3cret", "redis+cluster://u:s3cret@",
+		"redis+cluster://u:s3cret@h1,,h2", "redis+cluster://u:s3cret@h1:1,h2:s3cret", "redis+cluster://u:s3cret@h1/1", "redis+cluster://u:s3/cret@h1,h2",
+		"redis+cluster://u:s3cret@h1,h2?s3cret=1", "redis+cluster://u:s3cret@h1,u:s3cret@h2", "redis+sentinel://u:s3cret@h1/m/s3cret", "unix+cluster://u:s3cret@h", "unix://u:s3cret@", "redis://u:s3cret\x7f@h",
 		"redis://h?dial_timeout=s3cret",
 	} {
 		s, err := NewRedis(t.Context(), u, RedisConfig{Logger: quiet})
@@ -228,7 +230,7 @@ func TestRedisTLS(t *testing.T) {
 			if err = s.Ping(t.Context()); !strings.Contains(out.String(), "cannot be used yet") {
 				t.Errorf("%s: the log says %q", name, out.String())
 			}
-			if _, cerr := s.connect(t.Context()); cerr == nil {
+			if _, cerr := s.connectFor(t.Context(), tickKey(0)); cerr == nil {
 				t.Errorf("%s: a subscription connects", name)
 			}
 			s.Close()
@@ -243,7 +245,7 @@ func TestRedisTLS(t *testing.T) {
 	// Subscriptions look as closely as commands do.
 	s.options.TLSConfig = others.Client("worker")
 	s.options.TLSConfig.ServerName = "127.0.0.1"
-	if _, err := s.connect(t.Context()); !errors.As(err, new(*tls.CertificateVerificationError)) {
+	if _, err := s.connectFor(t.Context(), tickKey(0)); !errors.As(err, new(*tls.CertificateVerificationError)) {
 		t.Errorf("subscription through an unknown certificate: %v", err)
 	}
 }

@@ -6,7 +6,10 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
+	"net"
 	"os"
+	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 )
@@ -35,33 +38,57 @@ const (
 // system whose workers are down does not build its subscriptions anew every three seconds.
 //
 // Time spent in the handler does not count as silence.
+//
+// In a cluster each partition of which a channel was ever wanted has such a connection, with ticks of its own, to the master
+// that has the partition's slot. When the slot moves, that master ends the subscriptions to its channels, and the connection is
+// built anew where the slot is.
 func (r *Redis) NewSubscription(h Handler) Subscription {
-	return &redisSubscription{r: r, h: h, log: r.log, set: newWantedSet()}
+	s := &redisSubscription{r: r, h: h}
+	n := r.servers.lanes()
+	for i := range n {
+		l := &lane{s: s, r: r, log: r.log, set: newWantedSet(), tick: tickKey(i), of: AllPartitions}
+		if n > 1 {
+			l.of, l.log = 1<<i, r.log.With("partition", i)
+		}
+		s.lanes = append(s.lanes, l)
+	}
+	return s
 }
 
-// redisSubscription is a Subscription over one connection at a time. Run reads and calls the handler; a second
-// goroutine, which lives as long as the connection, writes.
+// redisSubscription is a Subscription over one connection, or in a cluster one a partition.
 type redisSubscription struct {
-	r   *Redis
-	h   Handler
-	log *slog.Logger
-	set *wantedSet
-
+	r       *Redis
+	lanes   []*lane
 	running atomic.Bool
 
-	// Of the goroutine of Run.
-	isUp     bool // the tick channel is confirmed on the present connection
-	toldDown bool // the handler knows that it is down
-	deaf     int  // connections in a row that ended without a tick
-
-	garbageLogged time.Time
+	mu sync.Mutex // of calls of h
+	h  Handler
 }
 
 // Add implements [Subscription].
-func (s *redisSubscription) Add(chs ...Channel) { s.set.add(chs) }
+func (s *redisSubscription) Add(chs ...Channel) { s.sort(chs, (*wantedSet).add) }
 
 // Remove implements [Subscription].
-func (s *redisSubscription) Remove(chs ...Channel) { s.set.remove(chs) }
+func (s *redisSubscription) Remove(chs ...Channel) { s.sort(chs, (*wantedSet).remove) }
+
+// sort gives each lane its channels.
+func (s *redisSubscription) sort(chs []Channel, do func(*wantedSet, []Channel)) {
+	if len(s.lanes) == 1 {
+		do(s.lanes[0].set, chs)
+		return
+	}
+	sorted := make([][]Channel, len(s.lanes))
+	for _, ch := range chs {
+		if ch.Partition >= 0 && ch.Partition < len(sorted) {
+			sorted[ch.Partition] = append(sorted[ch.Partition], ch)
+		}
+	}
+	for i, chs := range sorted {
+		if len(chs) > 0 {
+			do(s.lanes[i].set, chs)
+		}
+	}
+}
 
 // Run implements [Subscription].
 func (s *redisSubscription) Run(ctx context.Context) error {
@@ -69,37 +96,82 @@ func (s *redisSubscription) Run(ctx context.Context) error {
 		return errors.New("stream: the subscription runs already")
 	}
 	defer s.running.Store(false)
-	s.toldDown = false
+	if len(s.lanes) == 1 {
+		s.lanes[0].run(ctx)
+		return ctx.Err()
+	}
+	var all sync.WaitGroup
+	for _, l := range s.lanes {
+		all.Go(func() { // waited for below
+			if l.set.awaitFirst(ctx) {
+				l.run(ctx)
+			}
+		})
+	}
+	all.Wait()
+	return ctx.Err()
+}
+
+// lane is one connection at a time, for the channels of some partitions. run reads and calls the handler; a second
+// goroutine, which lives as long as the connection, writes.
+type lane struct {
+	s    *redisSubscription
+	r    *Redis
+	log  *slog.Logger
+	set  *wantedSet
+	tick string     // the channel of the probe
+	of   Partitions // whose channels these are
+
+	// Of the goroutine of run.
+	isUp     bool   // the tick channel is confirmed on the present connection
+	toldDown bool   // the handler knows that it is down
+	deaf     int    // connections in a row that ended without a tick
+	hint     string // where the cluster says that the slot is; "": it has not said
+
+	garbageLogged time.Time
+}
+
+// run holds the connection until ctx ends.
+func (l *lane) run(ctx context.Context) {
+	l.toldDown = false
 	for failures := 0; ; {
 		began := time.Now()
-		err := s.session(ctx)
-		s.set.disconnected()
-		if s.isUp {
-			s.r.metrics.up.Dec()
+		err := l.session(ctx)
+		l.set.disconnected()
+		if l.isUp {
+			l.r.metrics.up.Dec()
 			if time.Since(began) >= steady {
 				failures = 0
 			}
 		}
-		s.isUp = false
+		l.isUp = false
 		if ctx.Err() != nil {
-			return ctx.Err()
+			return
 		}
-		s.r.metrics.rebuilds.WithLabelValues(err.reason).Inc()
-		if !s.toldDown {
-			s.toldDown = true
-			s.log.Warn("subscription is down; building it again", "reason", err.reason, "error", err.err)
-			s.h.Down(fmt.Errorf("subscription: %w: %w", ErrUnavailable, err.err))
+		l.r.metrics.rebuilds.WithLabelValues(err.reason).Inc()
+		if !l.toldDown {
+			l.toldDown = true
+			l.log.Warn("subscription is down; building it again", "reason", err.reason, "error", err.err)
+			l.call(func(h Handler) { h.Down(l.of, fmt.Errorf("subscription: %w: %w", ErrUnavailable, err.err)) })
 		} else {
-			s.log.Debug("subscription is still down", "reason", err.reason, "error", err.err)
+			l.log.Debug("subscription is still down", "reason", err.reason, "error", err.err)
 		}
+		l.r.servers.mistaken(ctx)
 		wait := rand.N(min(minBackoff<<min(failures, 10), maxBackoff))
 		failures++
 		select {
 		case <-ctx.Done():
-			return ctx.Err()
+			return
 		case <-time.After(wait):
 		}
 	}
+}
+
+// call calls the handler: one lane at a time.
+func (l *lane) call(f func(h Handler)) {
+	l.s.mu.Lock()
+	defer l.s.mu.Unlock()
+	f(l.s.h)
 }
 
 // sessionError is why a connection ended; reason is bounded, for metrics.
@@ -109,8 +181,8 @@ type sessionError struct {
 }
 
 // session connects and serves one connection until it fails or ctx ends.
-func (s *redisSubscription) session(ctx context.Context) *sessionError {
-	conn, err := s.r.connect(ctx)
+func (l *lane) session(ctx context.Context) *sessionError {
+	conn, err := l.connect(ctx)
 	if err != nil {
 		if errors.As(err, new(replyError)) {
 			return &sessionError{reasonRefused, err}
@@ -120,9 +192,9 @@ func (s *redisSubscription) session(ctx context.Context) *sessionError {
 	stop := context.AfterFunc(ctx, func() { conn.Close() }) // wakes the reader
 	defer stop()
 	quit, written := make(chan struct{}), make(chan error, 1)
-	s.set.connected()
-	go func() { written <- s.writeLoop(conn, quit) }() // owned by session, which waits for it below
-	failed := s.readLoop(conn)
+	l.set.connected()
+	go func() { written <- l.writeLoop(conn, quit) }() // owned by session, which waits for it below
+	failed := l.readLoop(conn)
 	close(quit)
 	conn.Close()
 	if werr := <-written; werr != nil {
@@ -131,13 +203,22 @@ func (s *redisSubscription) session(ctx context.Context) *sessionError {
 	return failed
 }
 
+// connect connects to where the cluster has said that the slot is, or else to the master of the lane's channels.
+func (l *lane) connect(ctx context.Context) (*redisConn, error) {
+	if addr := l.hint; addr != "" {
+		l.hint = ""
+		return l.r.connect(ctx, addr)
+	}
+	return l.r.connectFor(ctx, l.tick)
+}
+
 // writeLoop subscribes to what is wanted and pings, until quit is closed or a write fails. It closes the connection
 // when it fails, for the reader to notice.
-func (s *redisSubscription) writeLoop(conn *redisConn, quit <-chan struct{}) error {
-	ping := time.NewTicker(max(s.r.cfg.ProbeTimeout/pingsPerProbe, time.Millisecond))
+func (l *lane) writeLoop(conn *redisConn, quit <-chan struct{}) error {
+	ping := time.NewTicker(max(l.r.cfg.ProbeTimeout/pingsPerProbe, time.Millisecond))
 	defer ping.Stop()
 	// The tick channel comes first: its confirmation says that the subscription is up.
-	out := appendCommand(nil, "SSUBSCRIBE", tickKey)
+	out := appendCommand(nil, "SSUBSCRIBE", l.tick)
 	for {
 		if err := conn.write(out); err != nil {
 			select {
@@ -148,14 +229,14 @@ func (s *redisSubscription) writeLoop(conn *redisConn, quit <-chan struct{}) err
 				return err
 			}
 		}
-		if out = s.set.next(out[:0]); len(out) > 0 {
+		if out = l.set.next(out[:0]); len(out) > 0 {
 			continue
 		}
 		select {
 		case <-quit:
 			return nil
-		case <-s.set.wake:
-			if out = s.set.next(out[:0]); len(out) > 0 {
+		case <-l.set.wake:
+			if out = l.set.next(out[:0]); len(out) > 0 {
 				continue
 			}
 		case <-ping.C:
@@ -165,9 +246,9 @@ func (s *redisSubscription) writeLoop(conn *redisConn, quit <-chan struct{}) err
 }
 
 // readLoop reads pushes and calls the handler until the connection fails or falls silent.
-func (s *redisSubscription) readLoop(conn *redisConn) *sessionError {
-	probe := s.r.cfg.ProbeTimeout
-	patience := min(probe<<min(s.deaf, 10), max(maxPatience, probe))
+func (l *lane) readLoop(conn *redisConn) *sessionError {
+	probe := l.r.cfg.ProbeTimeout
+	patience := min(probe<<min(l.deaf, 10), max(maxPatience, probe))
 	heard := time.Now()
 	tickBy := heard.Add(patience)
 	for {
@@ -181,32 +262,32 @@ func (s *redisSubscription) readLoop(conn *redisConn) *sessionError {
 			p, err = readPush(conn.br)
 		}
 		if err != nil {
-			return s.readFailed(err, deadline.Equal(tickBy), patience)
+			return l.readFailed(err, deadline.Equal(tickBy), patience)
 		}
 		heard = time.Now()
 		switch {
-		case p.kind == "smessage" && p.channel == tickKey:
-			s.deaf = 0
+		case p.kind == "smessage" && p.channel == l.tick:
+			l.deaf = 0
 			patience = probe
 			tickBy = heard.Add(probe)
 			continue
-		case p.kind == "ssubscribe" && p.channel == tickKey:
-			s.isUp, s.toldDown = true, false
-			s.r.metrics.up.Inc()
-			s.log.Info("subscription is up")
+		case p.kind == "ssubscribe" && p.channel == l.tick:
+			l.isUp, l.toldDown = true, false
+			l.r.metrics.up.Inc()
+			l.log.Info("subscription is up")
 			continue
 		case p.kind == "ssubscribe":
-			if ch, ok := s.set.subscribed(p.channel); ok {
-				s.h.Confirmed(ch)
-				s.set.confirmed(p.channel)
+			if ch, ok := l.set.subscribed(p.channel); ok {
+				l.call(func(h Handler) { h.Confirmed(ch) })
+				l.set.confirmed(p.channel)
 			}
 		case p.kind == "sunsubscribe":
-			if !s.set.unsubscribed(p.channel) || p.channel == tickKey {
+			if !l.set.unsubscribed(p.channel) || p.channel == l.tick {
 				// A slot moved, or access was taken away. Connecting again finds out where the channel lives now.
 				return &sessionError{reasonUnsubscribe, errors.New("redis ended the subscription of a channel")}
 			}
 		case p.kind == "smessage":
-			s.deliver(p)
+			l.deliver(p)
 		}
 		now := time.Now()
 		tickBy = tickBy.Add(now.Sub(heard))
@@ -215,13 +296,15 @@ func (s *redisSubscription) readLoop(conn *redisConn) *sessionError {
 }
 
 // readFailed says why reading failed.
-func (s *redisSubscription) readFailed(err error, tick bool, patience time.Duration) *sessionError {
+func (l *lane) readFailed(err error, tick bool, patience time.Duration) *sessionError {
 	switch {
 	case errors.Is(err, os.ErrDeadlineExceeded) && tick:
-		s.deaf++
+		l.deaf++
 		return &sessionError{reasonProbe, fmt.Errorf("no tick of a worker came through the subscription for %v", patience)}
 	case errors.Is(err, os.ErrDeadlineExceeded):
-		return &sessionError{reasonSilent, fmt.Errorf("redis said nothing for %v, though pinged", s.r.cfg.ProbeTimeout)}
+		return &sessionError{reasonSilent, fmt.Errorf("redis said nothing for %v, though pinged", l.r.cfg.ProbeTimeout)}
+	case l.movedTo(err):
+		return &sessionError{reasonMoved, fmt.Errorf("the slot is elsewhere: %w", err)}
 	case errors.Is(err, errProtocol), errors.As(err, new(replyError)):
 		return &sessionError{reasonRefused, fmt.Errorf("redis answered: %w", err)}
 	default:
@@ -229,23 +312,39 @@ func (s *redisSubscription) readFailed(err error, tick bool, patience time.Durat
 	}
 }
 
+// movedTo reads "MOVED 1234 10.0.0.5:6379". A node that does not know its own address leaves it out.
+func (l *lane) movedTo(err error) bool {
+	var reply replyError
+	if !errors.As(err, &reply) {
+		return false
+	}
+	f := strings.Fields(string(reply))
+	if len(f) != 3 || f[0] != "MOVED" {
+		return false
+	}
+	if host, port, err := net.SplitHostPort(f[2]); err == nil && host != "" && port != "" {
+		l.hint = f[2]
+	}
+	return true
+}
+
 // deliver hands a message over. What cannot be understood is ignored: whoever misses it finds out by its offsets.
-func (s *redisSubscription) deliver(p push) {
-	ch, live := s.set.get(p.channel)
+func (l *lane) deliver(p push) {
+	ch, live := l.set.get(p.channel)
 	if !live {
 		return
 	}
-	s.r.metrics.messages.Inc()
-	s.r.metrics.bytes.Add(float64(len(p.payload)))
+	l.r.metrics.messages.Inc()
+	l.r.metrics.bytes.Add(float64(len(p.payload)))
 	run, err := decodeMessage(p.payload)
 	if err != nil || run.Epoch != ch.Epoch || run.Topic != ch.Topic {
-		s.r.metrics.garbage.Inc()
-		if now := time.Now(); now.Sub(s.garbageLogged) >= garbageLogEvery {
-			s.garbageLogged = now
-			s.log.Warn("ignored a message that could not be understood", "channel", p.channel, "bytes", len(p.payload))
+		l.r.metrics.garbage.Inc()
+		if now := time.Now(); now.Sub(l.garbageLogged) >= garbageLogEvery {
+			l.garbageLogged = now
+			l.log.Warn("ignored a message that could not be understood", "channel", p.channel, "bytes", len(p.payload))
 		}
 		return
 	}
 	run.Channel = ch
-	s.h.Deliver(run)
+	l.call(func(h Handler) { h.Deliver(run) })
 }

@@ -1,6 +1,9 @@
 package stream
 
-import "sync"
+import (
+	"context"
+	"sync"
+)
 
 const (
 	// subscribeBatch is how many channels one SSUBSCRIBE names: Redis serves nobody else while it answers one.
@@ -13,9 +16,11 @@ const (
 // wantedSet is what a subscription should listen to, and how far Redis was told. Add and Remove change what is wanted;
 // the writer asks next what to write; the reader reports the answers.
 type wantedSet struct {
-	wake chan struct{} // a hint for the writer
+	wake  chan struct{} // a hint for the writer
+	first chan struct{} // closed when the first channel is wanted
 
 	mu         sync.Mutex
+	any        bool // first is closed
 	channels   map[string]*wantedChannel
 	online     bool
 	dirty      []*wantedChannel // what the writer must look at, each once
@@ -38,12 +43,26 @@ type wantedChannel struct {
 }
 
 func newWantedSet() *wantedSet {
-	return &wantedSet{wake: make(chan struct{}, 1), channels: make(map[string]*wantedChannel)}
+	return &wantedSet{wake: make(chan struct{}, 1), first: make(chan struct{}), channels: make(map[string]*wantedChannel)}
+}
+
+// awaitFirst waits until a channel is wanted; false if ctx ended.
+func (s *wantedSet) awaitFirst(ctx context.Context) bool {
+	select {
+	case <-s.first:
+		return true
+	case <-ctx.Done():
+		return false
+	}
 }
 
 func (s *wantedSet) add(chs []Channel) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if !s.any && len(chs) > 0 {
+		s.any = true
+		close(s.first)
+	}
 	for _, ch := range chs {
 		key := ch.key()
 		c := s.channels[key]

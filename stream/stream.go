@@ -3,6 +3,8 @@ package stream
 import (
 	"context"
 	"errors"
+
+	"github.com/commitcast/commitcast/wire"
 )
 
 // Limits of a stream.
@@ -85,26 +87,35 @@ type Stream interface {
 	// NewSubscription prepares a subscription. It does nothing until its Run is called.
 	NewSubscription(h Handler) Subscription
 
-	// Ping says whether the stream can be used now: nil, or an error that wraps ErrUnavailable.
+	// Ping says whether the stream, or a part of it, can be used now: nil, or an error that wraps ErrUnavailable.
 	Ping(ctx context.Context) error
 
 	// Close releases connections. Subscriptions must have ended before.
 	Close() error
 }
 
-// Handler receives what a subscription hears. Calls come from one goroutine, one at a time, and must not block: the
-// reader of the connection waits for them.
+// Handler receives what a subscription hears. Calls come one at a time, and must not block: the readers of connections
+// wait for them.
 type Handler interface {
 	// Confirmed says that ch is live: every run announced from now on is delivered until Down.
 	Confirmed(ch Channel)
 	// Deliver hands over a run of a confirmed channel. Frames may be kept.
 	Deliver(r Run)
-	// Down says that runs may have been lost: no channel is confirmed any more. The subscription goes on by itself
-	// and confirms each channel again.
-	Down(err error)
+	// Down says that runs of these partitions may have been lost: none of their channels is confirmed any more. The
+	// subscription goes on by itself and confirms each channel again.
+	Down(of Partitions, err error)
 }
 
-// Subscription is a set of channels that are listened to over one connection.
+// Partitions is a set of partitions: bit p stands for partition p.
+type Partitions uint32
+
+// AllPartitions holds every one.
+const AllPartitions Partitions = 1<<wire.Partitions - 1
+
+// Has reports whether the set holds a partition.
+func (s Partitions) Has(partition int) bool { return s&(1<<partition) != 0 }
+
+// Subscription is a set of channels that are listened to.
 type Subscription interface {
 	// Run holds the connection, rebuilds it when it breaks or falls silent, and calls the handler, until ctx ends.
 	// It returns ctx's error.

@@ -310,7 +310,7 @@ func (l *listener) Deliver(r stream.Run) {
 	}
 }
 
-func (l *listener) Down(error) {}
+func (l *listener) Down(stream.Partitions, error) {}
 
 // reached is the newest offset of a topic.
 func (l *listener) reached(topic string) int64 {

@@ -48,7 +48,7 @@ func (c *migrateStatus) Run(ctx context.Context, s *streams) error {
 
 type workerCommand struct {
 	databaseFlags
-	RedisURL string `required:"" env:"REDIS_URL" placeholder:"URL" help:"Redis 7.0 or later: redis://user:password@host:6379/0."`
+	RedisURL string `required:"" env:"REDIS_URL" placeholder:"URL" help:"Redis 7.0 or later: redis://user:password@host:6379/0, redis+sentinel://…@host:26379,…/master or redis+cluster://…@host:6379,…; rediss for TLS."`
 	workerFlags
 	processFlags
 }
@@ -71,7 +71,7 @@ func (c *workerCommand) Run(ctx context.Context, s *streams) error {
 
 type broadcasterCommand struct {
 	databaseFlags
-	RedisURL string `required:"" env:"REDIS_URL" placeholder:"URL" help:"Redis 7.0 or later: redis://user:password@host:6379/0."`
+	RedisURL string `required:"" env:"REDIS_URL" placeholder:"URL" help:"Redis 7.0 or later: redis://user:password@host:6379/0, redis+sentinel://…@host:26379,…/master or redis+cluster://…@host:6379,…; rediss for TLS."`
 	processFlags
 	clientFlags
 }

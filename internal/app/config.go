@@ -22,7 +22,7 @@ type databaseFlags struct {
 
 // streamFlags say where the stream is.
 type streamFlags struct {
-	RedisURL string `env:"REDIS_URL" placeholder:"URL" help:"Redis 7.0 or later: redis://user:password@host:6379/0."`
+	RedisURL string `env:"REDIS_URL" placeholder:"URL" help:"Redis 7.0 or later: redis://user:password@host:6379/0, redis+sentinel://…@host:26379,…/master or redis+cluster://…@host:6379,…; rediss for TLS."`
 }
 
 // processFlags are those of every long-running command.

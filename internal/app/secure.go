@@ -24,7 +24,7 @@ func (f *redisTLSFlags) redisTLS(url string, log *slog.Logger) (*tls.Config, err
 	switch {
 	case *f == redisTLSFlags{}:
 		return nil, nil
-	case !strings.HasPrefix(url, "rediss://"):
+	case !strings.HasPrefix(url, "rediss://") && !strings.HasPrefix(url, "rediss+"): // rediss+cluster, rediss+sentinel
 		return nil, usageError{errors.New("--redis-tls-ca, --redis-tls-cert: without rediss:// in --redis-url nothing would be encrypted")}
 	case (f.RedisTLSCert == "") != (f.RedisTLSKey == ""):
 		return nil, usageError{errors.New("--redis-tls-cert and --redis-tls-key go together")}

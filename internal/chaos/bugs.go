@@ -132,7 +132,7 @@ var bugs = []bug{
 	},
 	{
 		name: "down-ignored", about: "a broadcaster does not notice that push is down",
-		patches: []patch{{"broadcaster/topic.go", "	b.pushTried.Store(true)\n	if b.pushUp.Swap(false) {", "	if true {\n		return\n	}\n	b.pushTried.Store(true)\n	if b.pushUp.Swap(false) {"}},
+		patches: []patch{{"broadcaster/topic.go", "	b.pushTried.Store(true)\n	if b.pushUp.lost(of) {", "	if true {\n		return\n	}\n	b.pushTried.Store(true)\n	if b.pushUp.lost(of) {"}},
 		faults:  "redis-kill", hold: 4 * time.Second, rounds: 7, caughtAs: []string{"outage-unsaid", "polling-slow", "push-stays-down"},
 	},
 	{

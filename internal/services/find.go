@@ -180,3 +180,15 @@ func findCompiler() (program, error) {
 	}
 	return program{}, fmt.Errorf("no C compiler found")
 }
+
+// findProgram finds a program on PATH, or where those are that only root runs.
+func findProgram(name string) func() (program, error) {
+	return func() (program, error) {
+		for _, path := range []string{name, "/usr/sbin/" + name, "/opt/homebrew/bin/" + name, "/usr/local/bin/" + name} {
+			if path, err := exec.LookPath(path); err == nil {
+				return program{path: path}, nil
+			}
+		}
+		return program{}, fmt.Errorf("no %s found", name)
+	}
+}

@@ -50,6 +50,9 @@ var (
 		what: fmt.Sprintf("Node.js %d or later with npm", minNode),
 		find: finds(findNode), debian: []string{"nodejs", "npm"}, brew: []string{"node"},
 	}
+	// Not nginx-light and its like: Debian's nginx has all that is needed, and no more.
+	nginxNeed    = need{what: "nginx", find: finds(findProgram("nginx")), debian: []string{"nginx"}, brew: []string{"nginx"}}
+	haproxyNeed  = need{what: "HAProxy", find: finds(findProgram("haproxy")), debian: []string{"haproxy"}, brew: []string{"haproxy"}}
 	compilerNeed = need{
 		what: "a C compiler", find: finds(findCompiler), debian: []string{"gcc", "libc6-dev"},
 	}

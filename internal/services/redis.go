@@ -1,6 +1,7 @@
 package services
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"fmt"
@@ -20,6 +21,8 @@ import (
 type RedisConfig struct {
 	// Lines are added to the server's configuration, as in "maxmemory 10mb". Default: none.
 	Lines []string
+	// Password is what clients authenticate with. Default: a random one.
+	Password string
 	// TLS makes the server serve it, too, on a port of its own: TLSAddr. Default: none.
 	TLS *TLS
 }
@@ -63,7 +66,7 @@ func StartRedis(ctx context.Context, cfg RedisConfig) (*Redis, error) {
 	if err != nil {
 		return nil, err
 	}
-	r := &Redis{program: found, folder: f, cfg: cfg, password: rand.Text()}
+	r := &Redis{program: found, folder: f, cfg: cfg, password: cmp.Or(cfg.Password, rand.Text())}
 	r.dir, err = f.private("data")
 	if err == nil {
 		err = onFreePort(func(port int) error {

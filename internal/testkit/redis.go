@@ -27,3 +27,33 @@ func RedisURL(t testing.TB) string {
 	t.Helper()
 	return sharedRedis.get(t).RedisURL
 }
+
+// RedisCluster returns a private cluster of three masters with a replica each, for a test that kills them and moves their slots.
+// It ends with the test. A start takes about 3 s.
+func RedisCluster(t testing.TB, lines ...string) *services.RedisCluster {
+	t.Helper()
+	if err := services.EnsureRedis(t.Context(), nil); err != nil {
+		t.Fatal(err)
+	}
+	c, err := services.StartRedisCluster(t.Context(), 3, lines...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(c.Close)
+	return c
+}
+
+// RedisSentinels returns a private master with a replica, watched by three Sentinels. It ends with the test. A start takes about
+// 3 s.
+func RedisSentinels(t testing.TB) *services.RedisSentinels {
+	t.Helper()
+	if err := services.EnsureRedis(t.Context(), nil); err != nil {
+		t.Fatal(err)
+	}
+	s, err := services.StartRedisSentinels(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(s.Close)
+	return s
+}

@@ -1,0 +1,200 @@
+package services
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"net"
+	"net/url"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+)
+
+// sentinelLines configure a private Sentinel: it takes a server for gone after a second of silence.
+const sentinelLines = `bind 127.0.0.1
+port %d
+dir %q
+requirepass %s
+sentinel sentinel-pass %s
+sentinel monitor main 127.0.0.1 %s 2
+sentinel auth-pass main %s
+sentinel down-after-milliseconds main 1000
+sentinel failover-timeout main 5000
+`
+
+// RedisSentinels is a private master with a replica, and three Sentinels that watch them under the name main.
+type RedisSentinels struct {
+	servers   []*Redis
+	sentinels []*sentinel
+	password  string // of the servers
+	secret    string // of the Sentinels
+}
+
+// sentinel is one process.
+type sentinel struct {
+	folder *folder
+	port   int
+	proc   *process
+	client *redis.SentinelClient
+}
+
+// StartRedisSentinels starts them. ctx bounds the start only.
+func StartRedisSentinels(ctx context.Context) (*RedisSentinels, error) {
+	s := &RedisSentinels{password: rand.Text(), secret: rand.Text()}
+	if err := s.start(ctx); err != nil {
+		s.Close()
+		return nil, fmt.Errorf("starting private Sentinels: %w", err)
+	}
+	return s, nil
+}
+
+func (s *RedisSentinels) start(ctx context.Context) error {
+	lines := []string{"masterauth " + s.password, "repl-diskless-sync-delay 0"}
+	for range 2 {
+		r, err := StartRedis(ctx, RedisConfig{Password: s.password, Lines: lines})
+		if err != nil {
+			return err
+		}
+		s.servers = append(s.servers, r)
+		if len(s.servers) == 1 {
+			_, port, _ := net.SplitHostPort(r.Addr())
+			lines = append(lines, "replicaof 127.0.0.1 "+port)
+		}
+	}
+	for range 3 {
+		if err := s.startSentinel(ctx); err != nil {
+			return err
+		}
+	}
+	// In order: each knows both servers and both others.
+	for _, one := range s.sentinels {
+		err := one.proc.ready(ctx, "Sentinel", func(ctx context.Context) error {
+			m, err := one.client.Master(ctx, "main").Result()
+			if err == nil && (m["num-slaves"] != "1" || m["num-other-sentinels"] != "2") {
+				err = errors.New("it does not know all yet")
+			}
+			return err
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (s *RedisSentinels) startSentinel(ctx context.Context) error {
+	f, err := newFolder("sentinel")
+	if err != nil {
+		return err
+	}
+	one := &sentinel{folder: f}
+	s.sentinels = append(s.sentinels, one)
+	dir, err := f.private("data")
+	if err != nil {
+		return err
+	}
+	_, master, _ := net.SplitHostPort(s.servers[0].Addr())
+	return onFreePort(func(port int) error {
+		one.port = port
+		// It writes to its configuration, in whose folder it must be at home.
+		f := *f
+		f.path = dir
+		conf, err := f.secret("sentinel.conf", fmt.Appendf(nil, sentinelLines, port, dir, s.secret, s.secret, master, s.password))
+		if err != nil {
+			return err
+		}
+		proc, err := one.folder.spawn(s.servers[0].program, nil, syscall.SIGKILL, conf, "--sentinel")
+		if err != nil {
+			return err
+		}
+		client := redis.NewSentinelClient(&redis.Options{Addr: localAddr(port), Password: s.secret})
+		err = proc.ready(ctx, "Sentinel", func(ctx context.Context) error { return client.Ping(ctx).Err() })
+		if err != nil {
+			client.Close()
+			proc.end(syscall.SIGKILL)
+			return err
+		}
+		one.proc, one.client = proc, client
+		return nil
+	})
+}
+
+// URL names the Sentinels, with the passwords.
+func (s *RedisSentinels) URL() string {
+	var hosts []string
+	for _, one := range s.sentinels {
+		hosts = append(hosts, "127.0.0.1:"+strconv.Itoa(one.port))
+	}
+	return "redis+sentinel://" + url.UserPassword("default", s.password).String() + "@" + strings.Join(hosts, ",") +
+		"/main?sentinel_password=" + url.QueryEscape(s.secret)
+}
+
+// Master is the server that most Sentinels name, and that says so itself.
+func (s *RedisSentinels) Master(ctx context.Context) (*Redis, error) {
+	votes := map[string]int{}
+	for _, one := range s.sentinels {
+		if addr, err := one.client.GetMasterAddrByName(ctx, "main").Result(); err == nil {
+			votes[net.JoinHostPort(addr[0], addr[1])]++
+		}
+	}
+	for _, r := range s.servers {
+		if votes[r.Addr()] > len(s.sentinels)/2 && r.PID() != 0 {
+			client := redis.NewClient(r.Options())
+			role, err := client.Do(ctx, "ROLE").Slice()
+			client.Close()
+			if err == nil && role[0] == "master" {
+				return r, nil
+			}
+		}
+	}
+	return nil, errors.New("there is no master that most Sentinels agree on")
+}
+
+// Settled waits until there is a master with a replica that has a copy.
+func (s *RedisSentinels) Settled(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, startTimeout)
+	defer cancel()
+	for {
+		r, err := s.Master(ctx)
+		if err == nil {
+			client := redis.NewClient(r.Options())
+			var text string
+			text, err = client.Info(ctx, "replication").Result()
+			client.Close()
+			if err == nil && strings.Contains(text, "state=online") {
+				return nil
+			}
+			err = errors.Join(err, errors.New("the master has no replica with a copy"))
+		}
+		select {
+		case <-ctx.Done():
+			return err
+		case <-time.After(50 * time.Millisecond):
+		}
+	}
+}
+
+// Close ends all for good. Calling it twice is fine.
+func (s *RedisSentinels) Close() {
+	var all sync.WaitGroup
+	for _, one := range s.sentinels {
+		all.Go(func() {
+			if one.client != nil {
+				one.client.Close()
+			}
+			one.proc.end(syscall.SIGKILL)
+			one.folder.remove()
+		})
+	}
+	for _, r := range s.servers {
+		all.Go(r.Close)
+	}
+	all.Wait()
+	s.sentinels, s.servers = nil, nil
+}
