@@ -202,6 +202,9 @@ func New(j Journal, s stream.Stream, cfg Config) (*Broadcaster, error) {
 	b.epoch.Store(new(string))
 	b.ctx, b.cancel = context.WithCancel(context.Background())
 	b.metrics = newMetrics(cfg.Registerer)
+	if cfg.Registerer != nil {
+		cfg.Registerer.MustRegister(&stateMetrics{b})
+	}
 	b.joiner = &joiner{b: b, kicked: make(chan struct{}, 1)}
 	b.heads = &heads{b: b, kicked: make(chan struct{}, 1), polled: make(chan struct{}),
 		suspects: make(map[*topic]struct{})}

@@ -83,6 +83,8 @@ type clientFlags struct {
 	MaxReplayRate  int           `env:"COMMITCAST_MAX_REPLAY_RATE" default:"2000" placeholder:"N" help:"Events a second that are read for all subscriptions of one user that are behind, beyond five times as many at once (${default})."`
 	WriteTimeout   time.Duration `env:"COMMITCAST_WRITE_TIMEOUT" default:"10s" help:"How long a client may take not a single byte of what it is sent (${default})."`
 	Drain          time.Duration `env:"COMMITCAST_DRAIN" default:"5s" help:"Window over which clients are closed at shutdown (${default})."`
+	Canary         bool          `env:"COMMITCAST_CANARY" help:"Have an event of the topic commitcast/canary written every second, by one node for all, and watch it arrive through a socket of this node: commitcast_canary_… in /metrics."`
+	CanaryReady    time.Duration `env:"COMMITCAST_CANARY_READY" placeholder:"DURATION" help:"With --canary: this node is not ready while the newest event of the canary that has arrived is older, at least 5s (0: metrics only)."`
 	authFlags
 }
 
@@ -111,6 +113,9 @@ func (f *clientFlags) check() error {
 	}
 	if (f.TLSCert == "") != (f.TLSKey == "") {
 		return usageError{errors.New("--tls-cert and --tls-key go together")}
+	}
+	if f.CanaryReady != 0 && (!f.Canary || f.CanaryReady < 5*time.Second) {
+		return usageError{fmt.Errorf("--canary-ready=%v: needs --canary, and must be at least 5s: a takeover takes three", f.CanaryReady)}
 	}
 	if f.Drain < 0 {
 		return usageError{fmt.Errorf("--drain=%v: must not be negative", f.Drain)}
