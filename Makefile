@@ -54,8 +54,11 @@ audit: ## Look for known weaknesses in what is called; asks vuln.go.dev
 bench: ## Measure throughput and latency (QUICK=1: one short round; CURVES=1: growth, with plots; HOPS="pipeline writers": some parts)
 	@QUICK=$(QUICK) CURVES=$(CURVES) HOPS="$(HOPS)" $(UP) -- go run ./internal/bench
 
+# The attackers get half of the cores, and nothing else runs there.
+HALF = taskset -c 0-$$(( ($$(nproc) + 1) / 2 - 1 ))
+
 attack: ## Measure what attackers do to honest clients (ARGS=-h shows all)
-	@$(UP) -- go run ./internal/attack $(ARGS)
+	@$$(command -v taskset >/dev/null && test $$(nproc) -gt 1 && echo "$(HALF)") $(UP) -- go run ./internal/attack $(ARGS)
 
 chaos: ## Break everything, and look for a lost or wrong event (ARGS="-rounds 50"; ARGS=-h shows all)
 	@go run ./internal/chaos $(ARGS)

@@ -79,6 +79,9 @@ func (b *Broadcaster) identify(w http.ResponseWriter, r *http.Request) (who *aut
 	case err == nil:
 		return who, true
 	case errors.Is(err, auth.ErrRefused):
+		b.mu.Lock()
+		b.strike(b.client(r))
+		b.mu.Unlock()
 		unauthorized(w, `error="invalid_token"`, err.Error())
 	default:
 		refuse(w, "tokens cannot be checked now", time.Second+jitter(4*time.Second))
@@ -173,8 +176,8 @@ func (s *session) prolong(who *auth.Identity) {
 			sub.granted = who
 		}
 	}
-	if !s.reviewing {
-		s.reviewing = true
+	if !s.reviewing || s.rests != nil && s.rests.Stop() { // one that rests goes on with the newer token now
+		s.reviewing, s.rests = true, nil
 		s.b.spawn(func(ctx context.Context) { s.review(ctx, 0) }) // ends after one look at each subscription
 	}
 }
@@ -230,16 +233,26 @@ func (s *session) review(ctx context.Context, tried int) {
 			return
 		}
 		s.mu.Unlock()
-		if undecided, next := s.hold(ctx, who, subs); undecided {
-			pause := jitter(min(reviewPause<<min(tried, 10), reviewMaxPause))
-			if !next.IsZero() {
-				pause = min(pause, max(0, time.Until(next)))
-			}
-			s.b.after(max(pause, time.Millisecond), func() { s.review(s.b.ctx, tried+1) })
+		if undecided, next := s.hold(ctx, who, subs); undecided && s.rest(who, tried, next) {
 			return
 		}
 		tried = 0 // those that are left are of a token that has come meanwhile
 	}
+}
+
+// rest has the review of a token go on after a pause; not if a newer one has come meanwhile, which is looked at at once.
+func (s *session) rest(who *auth.Identity, tried int, next time.Time) bool {
+	pause := jitter(min(reviewPause<<min(tried, 10), reviewMaxPause))
+	if !next.IsZero() {
+		pause = min(pause, max(0, time.Until(next)))
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.who != who {
+		return false
+	}
+	s.rests = s.b.after(max(pause, time.Millisecond), func() { s.review(s.b.ctx, tried+1) })
+	return true
 }
 
 // hold asks about each of some subscriptions whether a token allows it. next is when the first of those ends that cannot be

@@ -1,9 +1,13 @@
 package broadcaster
 
 import (
+	"context"
+	"errors"
 	"net"
 	"net/netip"
+	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/commitcast/commitcast/auth"
@@ -53,6 +57,41 @@ func TestUnchangedRightsAreNotReviewed(t *testing.T) {
 			t.Errorf("%s: the session ends at %v", name, s.until)
 		}
 	}
+}
+
+// A review that rests, since nobody decides, goes on at once when a newer token has come.
+func TestNewerTokenEndsTheRest(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		asks := &undecided{}
+		b := unstarted(t, Config{Verifier: refuser{}, Authorizer: asks})
+		s := newSession(b, nil, netip.Prefix{})
+		later := time.Now().Add(time.Hour)
+		s.renew(&auth.Identity{Subject: "7", Expires: later})
+		s.subs["a"] = &subscription{s: s, t: &topic{name: "a"}, granted: &auth.Identity{Subject: "7", Expires: later}}
+		s.reviewing = true
+		s.review(t.Context(), 10) // after this it rests for up to 15 s
+		for n := int64(1); n <= 3; n++ {
+			if asked := asks.n.Load(); asked != n {
+				t.Fatalf("asked %d times, not %d", asked, n)
+			}
+			s.prolong(&auth.Identity{Subject: "7", Expires: later})
+			synctest.Wait() // no time passes
+		}
+		s.close()
+		time.Sleep(reviewMaxPause)
+		synctest.Wait()
+		if s.reviewing {
+			t.Error("a review of a closed session goes on")
+		}
+	})
+}
+
+// undecided is an Authorizer that never knows.
+type undecided struct{ n atomic.Int64 }
+
+func (u *undecided) Authorize(context.Context, *auth.Identity, string) error {
+	u.n.Add(1)
+	return errors.New("away")
 }
 
 // Pings and pongs do not count as bytes of a message, however many there are.

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"log/slog"
 	mathrand "math/rand/v2"
+	"net"
 	"net/netip"
 	"os"
 	"path"
@@ -37,6 +38,8 @@ type Config struct {
 	// LogEvents and LogBytes bound the log of one topic in memory. What is older is replayed from the stream.
 	// Default 1,024 events, 1 MiB.
 	LogEvents, LogBytes int
+	// LogMemory bounds the logs of all topics together, in bytes. Default 256 MiB.
+	LogMemory int
 	// MaxConnections is how many clients this node takes; further ones get 503. Default 50,000.
 	MaxConnections int
 	// MaxSubscriptions is how many topics one connection may follow. Default 1,000.
@@ -62,8 +65,8 @@ type Config struct {
 	// MaxPerUser is how many connections the subject of a token may have; further ones get 503, or are closed with 1013.
 	// Default 200.
 	MaxPerUser int
-	// MaxRequests is how many requests a second of one connection are read, beyond a burst that its subscriptions fit
-	// into twice. What comes faster waits. Default 50.
+	// MaxRequests is how many requests a second of one connection are read, beyond ten times as many at once. What comes
+	// faster waits. To unsubscribe costs nothing, nor does to subscribe to more topics than ever before. Default 20.
 	MaxRequests int
 	// MaxReplays is how many subscriptions of one connection, and of all connections of one user, are read for at once that are
 	// behind. Default 4.
@@ -100,12 +103,13 @@ func (c Config) withDefaults() (Config, error) {
 	setDefault(&c.DegradedPoll, 250*time.Millisecond)
 	setDefault(&c.LogEvents, 1024)
 	setDefault(&c.LogBytes, 1<<20)
+	setDefault(&c.LogMemory, 256<<20)
 	setDefault(&c.MaxConnections, 50_000)
 	setDefault(&c.MaxSubscriptions, 1_000)
 	setDefault(&c.WriteTimeout, 10*time.Second)
 	setDefault(&c.MaxPerAddress, c.MaxConnections)
 	setDefault(&c.MaxPerUser, 200)
-	setDefault(&c.MaxRequests, 50)
+	setDefault(&c.MaxRequests, 20)
 	setDefault(&c.MaxReplays, 4)
 	setDefault(&c.MaxReplayRate, 2_000)
 	if c.Hosts == nil && c.Verifier == nil {
@@ -122,7 +126,7 @@ func (c Config) withDefaults() (Config, error) {
 		c.Logger = slog.Default()
 	}
 	for name, v := range map[string]int64{"Heartbeat": int64(c.Heartbeat), "HeadPoll": int64(c.HeadPoll),
-		"DegradedPoll": int64(c.DegradedPoll), "LogEvents": int64(c.LogEvents), "LogBytes": int64(c.LogBytes),
+		"DegradedPoll": int64(c.DegradedPoll), "LogEvents": int64(c.LogEvents), "LogBytes": int64(c.LogBytes), "LogMemory": int64(c.LogMemory),
 		"MaxConnections": int64(c.MaxConnections), "MaxSubscriptions": int64(c.MaxSubscriptions),
 		"WriteTimeout": int64(c.WriteTimeout), "AuthTimeout": int64(c.AuthTimeout), "AuthGrace": int64(c.AuthGrace), "ResetSpread": int64(c.ResetSpread), "Drain": int64(c.Drain),
 		"MaxPerAddress": int64(c.MaxPerAddress), "MaxPerUser": int64(c.MaxPerUser), "MaxRequests": int64(c.MaxRequests),
@@ -159,14 +163,16 @@ type Broadcaster struct {
 	replayer     *replayer
 	undecided    rate.Sometimes // logs that tokens cannot be checked: each client would cost a line
 
-	epoch      atomic.Pointer[string] // "" until the database was asked; written under mu
-	mu         sync.RWMutex
-	topics     map[string]*topic
-	sessions   map[*session]struct{}
-	draining   bool
-	held       bool                 // an operator has drained it
-	perAddress map[netip.Prefix]int // connections
-	users      map[string]*user
+	epoch     atomic.Pointer[string] // "" until the database was asked; written under mu
+	mu        sync.RWMutex
+	topics    map[string]*topic
+	sessions  map[*session]struct{}
+	room      room // of the topics' logs
+	draining  bool
+	held      bool // an operator has drained it
+	addresses map[netip.Prefix]*address
+	heldUp    map[net.Conn]*time.Timer // requests that wait for their refusal
+	users     map[string]*user
 
 	pushUp     atomic.Bool // the stream's subscription is live
 	pushTried  atomic.Bool // it has been down: do not wait for it
@@ -192,12 +198,14 @@ func New(j Journal, s stream.Stream, cfg Config) (*Broadcaster, error) {
 	}
 	b := &Broadcaster{
 		cfg: cfg, log: cfg.Logger, journal: j, stream: s,
-		topics:     make(map[string]*topic),
-		sessions:   make(map[*session]struct{}),
-		perAddress: make(map[netip.Prefix]int),
-		users:      make(map[string]*user),
-		ready:      make(chan struct{}),
+		topics:    make(map[string]*topic),
+		sessions:  make(map[*session]struct{}),
+		addresses: make(map[netip.Prefix]*address),
+		heldUp:    make(map[net.Conn]*time.Timer),
+		users:     make(map[string]*user),
+		ready:     make(chan struct{}),
 	}
+	b.room.most = int64(cfg.LogMemory)
 	b.undecided.Interval = 10 * time.Second
 	b.epoch.Store(new(string))
 	b.ctx, b.cancel = context.WithCancel(context.Background())
@@ -205,6 +213,7 @@ func New(j Journal, s stream.Stream, cfg Config) (*Broadcaster, error) {
 	if cfg.Registerer != nil {
 		cfg.Registerer.MustRegister(&stateMetrics{b})
 	}
+	b.room.measure(cfg.Registerer)
 	b.joiner = &joiner{b: b, kicked: make(chan struct{}, 1)}
 	b.heads = &heads{b: b, kicked: make(chan struct{}, 1), polled: make(chan struct{}),
 		suspects: make(map[*topic]struct{})}
@@ -228,6 +237,7 @@ func (b *Broadcaster) Run(ctx context.Context) error {
 	b.spawn(b.keepTime)
 	<-ctx.Done()
 	b.drain()
+	b.letAllGo()
 	b.stopMu.Lock()
 	b.stopped = true
 	b.stopMu.Unlock()
@@ -252,10 +262,12 @@ func (b *Broadcaster) keepTime(ctx context.Context) {
 			}
 			b.mu.RUnlock()
 			b.replayer.forget(now)
+			b.relieveLogs()
 			if now.Sub(sweep) > topicLinger/3 {
 				sweep = now
 				b.sweepTopics(now)
 				b.sweepUsers(now)
+				b.sweepAddresses(now)
 			}
 		}
 	}
@@ -344,8 +356,8 @@ func (b *Broadcaster) spawn(f func(ctx context.Context)) bool {
 }
 
 // after runs f once d has passed, unless the broadcaster has stopped by then.
-func (b *Broadcaster) after(d time.Duration, f func()) {
-	time.AfterFunc(d, func() { b.spawn(func(context.Context) { f() }) })
+func (b *Broadcaster) after(d time.Duration, f func()) *time.Timer {
+	return time.AfterFunc(d, func() { b.spawn(func(context.Context) { f() }) })
 }
 
 // jitter is a random duration in [0, d).

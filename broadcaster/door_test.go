@@ -413,37 +413,52 @@ func TestNobodysConnections(t *testing.T) {
 	}, "the place is free")
 }
 
-// A client that asks without end is read slowly, and its neighbours are served.
+// A client that changes its subscriptions without end is read slowly, and its neighbours are served. A set of them is made at once.
 func TestRequestFlood(t *testing.T) {
 	registry := prometheus.NewRegistry()
-	r := newRig(t, nil, broadcaster.Config{MaxRequests: 100, MaxSubscriptions: 10, Registerer: registry})
+	r := newRig(t, nil, broadcaster.Config{MaxRequests: 10, MaxSubscriptions: 300, Registerer: registry})
 	c, neighbour := testkit.Dial(t, r.URL), testkit.Dial(t, r.URL)
 	neighbour.Subscribe(1, "calm", "")
 	neighbour.Expect("subscribed")
-	const rounds = 110
+	const rounds, set = 130, 300
 	began := time.Now()
 	go func() { // ends with the connection, or when all is sent
+		ask := func(op, topic string) bool {
+			return c.WS.Write(t.Context(), websocket.MessageText, fmt.Appendf(nil, `{"op":%q,"topic":%q}`, op, topic)) == nil
+		}
 		for i := range rounds {
-			if c.WS.Write(t.Context(), websocket.MessageText, fmt.Appendf(nil, `{"op":"subscribe","topic":"t%d"}`, i)) != nil {
+			if topic := fmt.Sprint("t", i); !ask("subscribe", topic) || !ask("unsubscribe", topic) {
 				return
 			}
-			if c.WS.Write(t.Context(), websocket.MessageText, fmt.Appendf(nil, `{"op":"unsubscribe","topic":"t%d"}`, i)) != nil {
+		}
+		for i := range set {
+			if !ask("subscribe", fmt.Sprint("s", i)) {
 				return
 			}
 		}
 	}()
-	for n := 0; n < rounds; {
+	var given, made int
+	var changed time.Duration
+	for made < set {
 		m, err := c.Read(20 * time.Second)
-		if err != nil {
-			t.Fatal(err)
+		if err != nil || time.Since(began) > time.Minute {
+			t.Fatalf("after %d and %d: %v", given, made, err)
 		}
-		if m.Op == "unsubscribed" {
-			n++
+		switch {
+		case m.Op == "unsubscribed": // it may come without a "subscribed" before it
+			if given++; given == rounds {
+				changed = time.Since(began)
+			}
+		case m.Op == "subscribed" && strings.HasPrefix(m.Topic, "s"):
+			made++
 		}
 	}
-	// Each request is one message and one line; the burst is 120.
-	if least := time.Duration(rounds*4-120) * time.Second / 100; time.Since(began) < least {
-		t.Errorf("%d requests were read within %v, want %v", rounds*2, time.Since(began), least)
+	// The first one is free, and of the others 100 are read at once.
+	if least := time.Duration(rounds-1-100) * time.Second / 10; changed < least {
+		t.Errorf("%d changes were read within %v, want %v", rounds, changed, least)
+	}
+	if took := time.Since(began) - changed; took > 10*time.Second { // at 10 a second it would be 30
+		t.Errorf("%d new subscriptions took %v", set, took)
 	}
 	if hits(t, registry, "requests") == 0 {
 		t.Error("the metric does not say so")
@@ -452,7 +467,82 @@ func TestRequestFlood(t *testing.T) {
 	neighbour.ExpectEvents("calm", 1, 3)
 }
 
-// A connection that does nothing but ping is cut off; a few pings are answered.
+// An address whose connections come to nothing waits for its refusal; others, and one that has as many known clients, do not.
+func TestStrikes(t *testing.T) {
+	registry := prometheus.NewRegistry()
+	r := newRig(t, nil, broadcaster.Config{Verifier: plain{}, TrustedHops: 1, Registerer: registry})
+	from := func(address, who string) http.Header {
+		h := http.Header{}
+		if who != "" {
+			h = bearer(plainToken(who, time.Hour, "**"))
+		}
+		h.Set("X-Forwarded-For", address)
+		return h
+	}
+	dial := func(h http.Header) (*testkit.Client, int) {
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		ws, resp, err := websocket.Dial(ctx, strings.Replace(r.URL, "http", "ws", 1)+"/v1/ws", &websocket.DialOptions{HTTPHeader: h, Subprotocols: []string{wire.Protocol}})
+		switch {
+		case err == nil:
+			t.Cleanup(func() { ws.CloseNow() })
+			return &testkit.Client{WS: ws}, 101
+		case resp != nil:
+			return nil, resp.StatusCode
+		}
+		return nil, 0 // no answer
+	}
+	const office = 20
+	for i := range office { // people behind one address
+		if c, _ := dial(from("192.0.2.2", fmt.Sprint("u", i))); c == nil {
+			t.Fatal("an office is shut out")
+		}
+	}
+	refused := from("192.0.2.1", "x")
+	refused.Set("Authorization", "Bearer nonsense")
+	if _, status := dial(refused); status != 401 {
+		t.Errorf("nonsense as a token: %d", status)
+	}
+	var idle []*testkit.Client // as long as they last they have not come to nothing
+	for range 35 {
+		for _, address := range []string{"192.0.2.1", "192.0.2.2"} {
+			c, status := dial(from(address, ""))
+			if c == nil {
+				t.Fatalf("%s: %d", address, status)
+			}
+			idle = append(idle, c)
+		}
+	}
+	for _, c := range idle {
+		c.WS.Write(t.Context(), websocket.MessageText, []byte("nonsense"))
+		c.WS.Read(t.Context())
+	}
+	testkit.Eventually(t, 10*time.Second, func() bool {
+		_, status := dial(from("192.0.2.1", "7"))
+		return status == 0
+	}, "the address is held up")
+	for _, address := range []string{"192.0.2.2", "192.0.2.3"} {
+		if c, status := dial(from(address, "7")); c == nil {
+			t.Errorf("%s is shut out: %d", address, status)
+		}
+	}
+	if hits(t, registry, "strikes") == 0 {
+		t.Error("the metric does not say so")
+	}
+	answered := make(chan string, 1)
+	go func() { // ends with the broadcaster
+		status, h, _ := answerOf(t, r.events("a"), from("192.0.2.1", "7"))
+		answered <- fmt.Sprint(status, h.Get("Retry-After"))
+	}()
+	testkit.Eventually(t, 10*time.Second, func() bool { return hits(t, registry, "strikes") >= 2 }, "it waits")
+	r.stop()
+	if got := <-answered; got != "50330" {
+		t.Errorf("at shutdown it is told %q", got)
+	}
+}
+
+// A connection that does nothing but ping is read slowly: what it asks for behind its pings comes when those have had their
+// turn, and it gets no more pongs than that. A few pings are answered at once.
 func TestPingFlood(t *testing.T) {
 	registry := prometheus.NewRegistry()
 	r := newRig(t, nil, broadcaster.Config{Registerer: registry})
@@ -463,6 +553,7 @@ func TestPingFlood(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	const beyond = 8                           // of the 50 that are read at once: at 5 a second, the last waits for 1.6 s
 	for _, frame := range []byte{0x89, 0x8a} { // ping, pong
 		c, answer := raw(t, r.URL)
 		fmt.Fprintf(c, "GET /v1/ws HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Protocol: commitcast.v1\r\n\r\n")
@@ -475,18 +566,17 @@ func TestPingFlood(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		go func() { // ends with the connection
-			for range 100_000 {
-				if _, err := c.Write([]byte{frame, 0x80, 1, 2, 3, 4}); err != nil {
-					return
-				}
-			}
-		}()
+		frames := bytes.Repeat([]byte{frame, 0x80, 1, 2, 3, 4}, 50+beyond)
+		request := `{"op":"subscribe","topic":"calm"}`
+		frames = append(append(frames, 0x81, 0x80|byte(len(request)), 0, 0, 0, 0), request...)
+		frames = append(frames, bytes.Repeat([]byte{frame, 0x80, 1, 2, 3, 4}, 10_000)...)
+		began := time.Now()
+		go c.Write(frames) // ends with the connection
 		pongs := 0
-		for {
+		for answered := false; !answered; {
 			head := make([]byte, 2)
 			if _, err := readFull(answer, head); err != nil {
-				t.Fatalf("no close frame: %v", err)
+				t.Fatalf("after %d pongs: %v", pongs, err)
 			}
 			n := int(head[1])
 			if n == 126 {
@@ -496,22 +586,62 @@ func TestPingFlood(t *testing.T) {
 			}
 			payload := make([]byte, n)
 			readFull(answer, payload)
-			if head[0] == 0x8a {
+			switch {
+			case head[0] == 0x8a:
 				pongs++
-			}
-			if head[0] == 0x88 {
-				if code := int(payload[0])<<8 | int(payload[1]); code != 4429 {
-					t.Errorf("closed with %d %s", code, payload[2:])
-				}
-				break
+			case head[0] == 0x88:
+				t.Fatalf("closed with %d %s", int(payload[0])<<8|int(payload[1]), payload[2:])
+			default:
+				answered = strings.Contains(string(payload), `"subscribed"`)
 			}
 		}
-		if pongs > 60 {
+		if took := time.Since(began); took < (beyond-1)*time.Second/5 {
+			t.Errorf("%d frames of %#x were read within %v", 50+beyond, frame, took)
+		}
+		if most := 50 + beyond + int(time.Since(began)/(time.Second/5)); frame == 0x89 && pongs > most || frame == 0x8a && pongs > 0 {
 			t.Errorf("%d pongs", pongs)
 		}
 		c.Close()
 	}
 	if hits(t, registry, "pings") == 0 {
+		t.Error("the metric does not say so")
+	}
+}
+
+// Who asks for nonsense gets 50 answers at once and then 5 a second, and is sent away with the 100th.
+func TestRefusals(t *testing.T) {
+	t.Parallel() // it mostly waits
+	registry := prometheus.NewRegistry()
+	r := newRig(t, nil, broadcaster.Config{Registerer: registry})
+	c := testkit.Dial(t, r.URL)
+	began := time.Now()
+	go func() { // ends with the connection
+		for range 200 {
+			if c.WS.Write(t.Context(), websocket.MessageText, []byte(`{"op":"dance"}`)) != nil {
+				return
+			}
+		}
+	}()
+	answers := 0
+	for {
+		m, err := c.Read(20 * time.Second)
+		if err != nil {
+			if code := websocket.CloseStatus(err); code != 4429 || answers < 99 {
+				t.Errorf("after %d answers: %v", answers, err)
+			}
+			break
+		}
+		if m.Op != "error" {
+			continue
+		}
+		switch answers++; {
+		case answers == 40 && time.Since(began) > 8*time.Second:
+			t.Error("40 mistakes are not answered at once")
+		case answers == 60 && time.Since(began) < 9*time.Second/5:
+			t.Errorf("60 mistakes are answered within %v", time.Since(began))
+		}
+	}
+	if hits(t, registry, "refusals") != 1 {
 		t.Error("the metric does not say so")
 	}
 }
@@ -603,7 +733,7 @@ func TestReplayBomb(t *testing.T) {
 func TestReplaysThatAreNotTaken(t *testing.T) {
 	registry := prometheus.NewRegistry()
 	r := newRig(t, nil, broadcaster.Config{LogEvents: 4, MaxReplays: 2, WriteTimeout: time.Minute, Registerer: registry})
-	const topics, events = 30, 600
+	const topics, events = 20, 600
 	for i := range topics {
 		r.commit(fmt.Sprint("a", i), events)
 		r.commit(fmt.Sprint("b", i), events)
@@ -638,10 +768,12 @@ func TestReplaysThatAreNotTaken(t *testing.T) {
 			total++
 		}
 	}
+	var narrow *net.TCPConn
 	small := &http.Transport{DialContext: func(ctx context.Context, network, addr string) (net.Conn, error) {
 		c, err := (&net.Dialer{}).DialContext(ctx, network, addr)
 		if err == nil {
-			err = c.(*net.TCPConn).SetReadBuffer(4 << 10)
+			narrow = c.(*net.TCPConn)
+			err = narrow.SetReadBuffer(4 << 10)
 		}
 		return c, err
 	}}
@@ -660,6 +792,7 @@ func TestReplaysThatAreNotTaken(t *testing.T) {
 	if n := read() - topics*events; n > topics*events/2 {
 		t.Errorf("%v events were read for a client that takes none, of %d", n, topics*events)
 	}
+	narrow.SetReadBuffer(1 << 20) // or it takes a minute, a few KiB at a time
 	take(stalled)
 }
 

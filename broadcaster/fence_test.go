@@ -1,6 +1,7 @@
 package broadcaster_test
 
 import (
+	"fmt"
 	"net/http"
 	"sync"
 	"testing"
@@ -188,4 +189,98 @@ func TestFencesWithoutAuthentication(t *testing.T) {
 	if m := c.ExpectEvents("t", 1, 3)[1]; !m.Skip || m.ID != id {
 		t.Errorf("%+v", m)
 	}
+}
+
+// What retention has dropped of a topic, the fence included, changes nobody's right.
+func TestFencePastRetention(t *testing.T) {
+	r, issuer := newAuthRig(t, broadcaster.Config{LogEvents: 4})
+	r.commit("t", 3)
+	r.revoke("ann", "t")
+	r.commit("t", 2)
+	r.exec("DELETE FROM commitcast.journal")
+	c, bob := r.as(issuer, "ann"), r.as(issuer, "bob")
+	for id, from := range []string{"", r.cursor(0), r.cursor(3), r.cursor(4), r.cursor(6)} {
+		c.Subscribe(id, "t", from)
+		expectRefused(t, c, int64(id))
+	}
+	bob.Subscribe(1, "t", r.cursor(6))
+	bob.Expect("subscribed")
+	r.restore("ann", "t")
+	c.Subscribe(9, "t", r.cursor(6))
+	c.Expect("subscribed")
+	r.commit("t", 1)
+	for _, client := range []*testkit.Client{c, bob} {
+		client.ExpectEvents("t", 7, 8)
+	}
+}
+
+// A fence that no stream ever brings, since its topic is set aside or it has become a dead letter, is read in the journal.
+func TestFenceFromTheJournal(t *testing.T) {
+	r, issuer := newAuthRig(t, broadcaster.Config{})
+	r.commit("t", 1)
+	ann, bob := r.as(issuer, "ann"), r.as(issuer, "bob")
+	for _, c := range []*testkit.Client{ann, bob} {
+		c.Subscribe(1, "t", r.cursor(0))
+		c.Expect("subscribed")
+		c.ExpectEvents("t", 1, 1)
+	}
+	r.sequence("t", 1)
+	r.exec(`SELECT commitcast.revoke('ann', 't')`)
+	r.sequence("t", 2)
+	bob.ExpectEvents("t", 2, 5)
+	ann.ExpectEvents("t", 2, 2)
+	expectRefused(t, ann, 1)
+}
+
+// A fence is of one history. Where the database has gone back to before it, the subject may read what comes then; and a fence of
+// the new history counts, though its event has a lower id than that of a change which the old one had.
+func TestFenceOfALostHistory(t *testing.T) {
+	r, issuer := newAuthRig(t, broadcaster.Config{})
+	r.commit("t", 2)
+	early := newest(r)
+	ann, bob := r.as(issuer, "ann"), r.as(issuer, "bob")
+	bob.Subscribe(1, "t", "")
+	bob.Expect("subscribed")
+	ann.Subscribe(1, "t", "")
+	ann.Expect("subscribed")
+	r.commit("other", 10) // ids go on
+	r.revoke("ann", "t")
+	expectRefused(t, ann, 1)
+	r.restore("ann", "t")
+	bob.ExpectEvents("t", 3, 4)
+	ann.Subscribe(2, "t", r.cursor(4)) // knows of a change with a high id
+	ann.Expect("subscribed")
+
+	back := func() {
+		r.exec(`DELETE FROM commitcast.journal WHERE "offset" > 2;
+			UPDATE commitcast.topic SET head = 2 WHERE topic = 't';
+			DELETE FROM commitcast.revocation;
+			SELECT commitcast.begin_epoch(NULL, 'test')`) // one transaction: nobody sees it half done
+		r.exec(fmt.Sprintf("ALTER TABLE commitcast.outbox ALTER COLUMN id RESTART WITH %d", early+1))
+		r.sent["t"] = 2
+	}
+	back()
+	for _, c := range []*testkit.Client{ann, bob} {
+		if m := c.Expect("reset"); m.Reason != wire.ReasonAhead {
+			t.Fatalf("%+v", m)
+		}
+		c.Subscribe(3, "t", r.cursor(2))
+		c.Expect("subscribed")
+	}
+	r.commit("t", 1)
+	ann.ExpectEvents("t", 3, 3)
+	bob.ExpectEvents("t", 3, 3)
+	if id := r.revoke("ann", "t"); id > early+10 {
+		t.Fatalf("its id is %d: the test proves nothing", id)
+	}
+	expectRefused(t, ann, 3)
+	r.commit("t", 1)
+	bob.ExpectEvents("t", 4, 5)
+}
+
+// newest is the id of the newest event.
+func newest(r *rig) (id int64) {
+	r.t.Helper()
+	r.query(&id, "SELECT max(id) FROM commitcast.journal")
+	return id
 }

@@ -77,7 +77,7 @@ func (b *Broadcaster) addSession(s *session) (limit, why string) {
 		return limit, why
 	}
 	if s.from.IsValid() {
-		b.perAddress[s.from]++
+		b.addressOf(s.from).connections++
 	}
 	now := time.Now()
 	s.nextBeat = now.Add(jitter(b.cfg.Heartbeat)) // spread, after a mass reconnect

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"net/netip"
 	"slices"
 	"sync"
 	"time"
@@ -18,9 +19,16 @@ import (
 )
 
 const (
-	// pingRate and pingBurst are how many pings of a client are answered, a second and at once. A client that means well
+	// pingRate and pingBurst are how many pings of a client are read and answered, a second and at once. A client that means well
 	// sends one every few seconds; heartbeats make even those unnecessary.
 	pingRate, pingBurst = 5, 50
+	// maxPings is how many that had to wait end a connection: 20 s of a flood.
+	maxPings = 100
+	// mistakeRate and mistakeBurst are how many refused requests of a client are read, a second and at once. Each costs an
+	// answer, which one that means well needs, and who floods with nonsense does not.
+	mistakeRate, mistakeBurst = 5, 50
+	// requestSeconds is how many seconds of Config.MaxRequests a connection may ask at once.
+	requestSeconds = 10
 	// renewEvery and renewBurst are how often a connection may bring a newer token: each has its signature checked, and may
 	// cost a question about each subscription. A token lives for minutes.
 	renewEvery, renewBurst = 5 * time.Second, 5
@@ -44,6 +52,8 @@ const (
 	limitMessage       = "message_size"
 	limitFrames        = "frames"
 	limitRenewals      = "renewals"
+	limitLogs          = "log_memory"
+	limitStrikes       = "strikes"
 )
 
 // full says why one more session cannot be taken; "" if it can. Called with mu held.
@@ -55,14 +65,26 @@ func (b *Broadcaster) full(s *session) (limit, why string) {
 		return "", "this node takes no clients now"
 	case len(b.sessions) >= b.cfg.MaxConnections:
 		return limitConnections, "this node is full"
-	case s.from.IsValid() && b.perAddress[s.from] >= b.cfg.MaxPerAddress:
+	case s.from.IsValid() && b.connectionsFrom(s.from) >= b.cfg.MaxPerAddress:
 		return limitAddress, "too many connections from this address"
 	}
 	return "", ""
 }
 
-// admit says whether one more client can be taken. It has answered the client if not.
+// connectionsFrom is how many there are from an address. Called with mu held.
+func (b *Broadcaster) connectionsFrom(from netip.Prefix) int {
+	if a := b.addresses[from]; a != nil {
+		return a.connections
+	}
+	return 0
+}
+
+// admit says whether one more client can be taken. It has answered the client, or will, if not.
 func (b *Broadcaster) admit(w http.ResponseWriter, s *session) bool {
+	if b.struck(s.from) {
+		b.holdUp(w)
+		return false
+	}
 	select {
 	case <-b.ready:
 	default:
@@ -107,6 +129,9 @@ func (s *session) count(who *auth.Identity) error {
 	if _, in := b.sessions[s]; in { // not closed meanwhile
 		b.userOf(who).connections++
 		s.user, s.counted = who.Subject, true
+		if s.from.IsValid() {
+			b.addresses[s.from].known++
+		}
 	}
 	return nil
 }
@@ -125,9 +150,14 @@ func (b *Broadcaster) userFull(who *auth.Identity) bool {
 // uncount gives places back. Called with mu held.
 func (b *Broadcaster) uncount(s *session) {
 	if s.from.IsValid() {
-		if b.perAddress[s.from]--; b.perAddress[s.from] <= 0 {
-			delete(b.perAddress, s.from)
+		a := b.addresses[s.from]
+		a.connections--
+		if s.counted {
+			a.known--
 		}
+	}
+	if s.unwelcome || !s.counted && !s.excused && !b.draining {
+		b.strike(s.from)
 	}
 	if s.counted {
 		b.users[s.user].connections-- // it is forgotten later, so that nobody gets a new budget by reconnecting
@@ -199,15 +229,17 @@ func (s *session) budgeted(ctx context.Context, who *auth.Identity, read func() 
 }
 
 // pace holds back a client that asks faster than Config.MaxRequests: it is not read from meanwhile, so that it costs its
-// own network and nobody's memory. A whole set of subscriptions may be made, and given up, at once.
+// own network and nobody's memory. A whole set of subscriptions may be made, and given up, at once (free).
 type pace struct {
-	b       *Broadcaster
-	limiter *rate.Limiter
-	slow    bool
+	b        *Broadcaster
+	limiter  *rate.Limiter
+	mistakes *rate.Limiter
+	slow     bool
 }
 
 func (b *Broadcaster) newPace() *pace {
-	return &pace{b: b, limiter: rate.NewLimiter(rate.Limit(b.cfg.MaxRequests), 2*b.cfg.MaxSubscriptions+b.cfg.MaxRequests)}
+	return &pace{b: b, limiter: rate.NewLimiter(rate.Limit(b.cfg.MaxRequests), requestSeconds*b.cfg.MaxRequests),
+		mistakes: rate.NewLimiter(mistakeRate, mistakeBurst)}
 }
 
 // wait waits for a client's turn. An error means that ctx has ended.
@@ -223,18 +255,55 @@ func (p *pace) wait(ctx context.Context) error {
 	return p.limiter.Wait(ctx)
 }
 
-// newPings counts the control frames of a connection. may says whether one may be answered; a client that sends far too many
-// is cut off.
-func (b *Broadcaster) newPings(cut func()) (may func() bool) {
-	limiter, cut := rate.NewLimiter(pingRate, pingBurst), sync.OnceFunc(cut)
-	return func() bool {
-		if limiter.Allow() {
+// free reports whether a request costs nothing of a client's pace: it gives up what another one has paid for, or makes
+// the connection follow more topics than it ever has. Called by the reader.
+func (s *session) free(req wire.Request) bool {
+	switch req.Op {
+	case wire.OpUnsubscribe:
+		return true
+	case wire.OpSubscribe:
+		s.mu.Lock()
+		n := len(s.subs) + 1
+		s.mu.Unlock()
+		if n > s.most && n <= s.b.cfg.MaxSubscriptions {
+			s.most = n
 			return true
 		}
-		b.hit(limitPings)
-		cut()
-		return false
 	}
+	return false
+}
+
+// mistake waits after a refused request, if there have been many. An error means that ctx has ended.
+func (p *pace) mistake(ctx context.Context) error { return p.mistakes.Wait(ctx) }
+
+// pings holds back a client that sends many pings, or pongs: it is not read from meanwhile. To cut it off at once would cost
+// more, since it would come again; but what it sent before it left would keep its connection for as long as that is read.
+type pings struct {
+	b       *Broadcaster
+	limiter *rate.Limiter
+	slow    bool
+	waited  int
+	cut     func()
+}
+
+func (b *Broadcaster) newPings(cut func()) *pings {
+	return &pings{b: b, limiter: rate.NewLimiter(pingRate, pingBurst), cut: sync.OnceFunc(cut)}
+}
+
+// wait waits until one more may be answered. Called by the connection's reader. An error means that ctx has ended.
+func (p *pings) wait(ctx context.Context) error {
+	if p.limiter.Allow() {
+		p.slow = false
+		return nil
+	}
+	if !p.slow {
+		p.slow = true
+		p.b.hit(limitPings)
+	}
+	if p.waited++; p.waited == maxPings {
+		p.cut()
+	}
+	return p.limiter.Wait(ctx)
 }
 
 // startReplay puts a subscription in line for a page of a replay, and begins it if there is a place: one client with many

@@ -2,6 +2,9 @@ package broadcaster
 
 import (
 	"sync"
+	"sync/atomic"
+
+	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/commitcast/commitcast/stream"
 	"github.com/commitcast/commitcast/wire"
@@ -11,6 +14,7 @@ import (
 // read it at their own cursors; nothing is copied for them until it is written to their sockets.
 type sharedLog struct {
 	maxEvents, maxBytes int
+	room                *room // that of the node; nil: without a limit
 
 	mu     sync.RWMutex
 	epoch  string   // "" until the first reset: the position is not known yet
@@ -22,6 +26,30 @@ type sharedLog struct {
 	base   int64 // what lies up to here has not passed through the log since it began or skipped
 }
 
+// room is what the logs of all topics of a node hold together, in bytes, with frameCost for each frame. A log that grows when
+// there is none drops its own oldest frames for what it takes; relieve makes room for it at the cost of all.
+type room struct {
+	most int64
+	used atomic.Int64
+}
+
+func (r *room) take(bytes int) {
+	if r != nil {
+		r.used.Add(int64(bytes))
+	}
+}
+
+// full reports whether there is no room for more bytes.
+func (r *room) full(bytes int) bool { return r != nil && r.used.Load()+int64(bytes) > r.most }
+
+// measure has a metric say how much is used.
+func (r *room) measure(to prometheus.Registerer) {
+	if to != nil {
+		to.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "commitcast_broadcaster_log_bytes",
+			Help: "Memory of the logs of all topics, in bytes."}, func() float64 { return float64(r.used.Load()) }))
+	}
+}
+
 // reset empties the log: it continues at next, in epoch.
 func (l *sharedLog) reset(epoch string, next int64) {
 	l.mu.Lock()
@@ -31,6 +59,7 @@ func (l *sharedLog) reset(epoch string, next int64) {
 
 func (l *sharedLog) clear(epoch string, next int64) {
 	clear(l.frames)
+	l.room.take(-l.bytes)
 	l.epoch, l.frames, l.head, l.first, l.next, l.bytes, l.base = epoch, l.frames[:0], 0, next, next, 0, next-1
 }
 
@@ -73,26 +102,59 @@ func (l *sharedLog) append(r stream.Run) (grew, gap bool) {
 	if r.Last() < l.next {
 		return false, false
 	}
+	before := l.bytes
 	for _, f := range r.Frames[l.next-r.First:] {
 		if wire.IsFence(f) {
 			f = shown(f)
 		}
 		l.frames = append(l.frames, f)
-		l.bytes += len(f)
+		l.bytes += len(f) + frameCost
 		l.next++
 	}
-	l.trim()
+	l.trim(before)
+	l.room.take(l.bytes - before)
 	return true, false
 }
 
-// trim drops the oldest frames beyond the limits, and moves the rest down when half of the slice is dead.
-func (l *sharedLog) trim() {
-	for n := len(l.frames) - l.head; n > l.maxEvents || l.bytes > l.maxBytes && n > 1; n-- {
-		l.bytes -= len(l.frames[l.head])
-		l.frames[l.head] = nil
-		l.head++
-		l.first++
+// relieve drops the older half of what the log holds.
+func (l *sharedLog) relieve() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	before, half := l.bytes, l.bytes/2
+	for l.bytes > half && l.next-l.first > 1 {
+		l.drop()
 	}
+	l.compact()
+	l.room.take(l.bytes - before)
+}
+
+// leave gives the log's room back: it counts no more.
+func (l *sharedLog) leave() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.room.take(-l.bytes)
+	l.room = nil
+}
+
+// trim drops the oldest frames beyond the limits of the log; and beyond what it held before, in bytes, if the node has no room
+// for more. The newest stays.
+func (l *sharedLog) trim(before int) {
+	for n := len(l.frames) - l.head; n > l.maxEvents || n > 1 && (l.bytes > l.maxBytes || l.bytes > before && l.room.full(l.bytes-before)); n-- {
+		l.drop()
+	}
+	l.compact()
+}
+
+// drop drops the oldest frame.
+func (l *sharedLog) drop() {
+	l.bytes -= len(l.frames[l.head]) + frameCost
+	l.frames[l.head] = nil
+	l.head++
+	l.first++
+}
+
+// compact moves the frames down when half of the slice is dead.
+func (l *sharedLog) compact() {
 	if l.head > 64 && l.head > len(l.frames)/2 {
 		n := copy(l.frames, l.frames[l.head:])
 		clear(l.frames[n:])

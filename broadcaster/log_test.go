@@ -76,17 +76,59 @@ func TestLogReadsWithinBudget(t *testing.T) {
 }
 
 func TestLogBytesAreBounded(t *testing.T) {
-	l := &sharedLog{maxEvents: 1000, maxBytes: 50}
+	l := &sharedLog{maxEvents: 1000, maxBytes: 600}
 	l.start("e", 1)
 	for n := int64(1); n < 500; n++ {
 		l.append(run("e", n, n))
-		if l.bytes > 50 || len(l.frames) > 300 {
+		if l.bytes > 600 || len(l.frames) > 300 {
 			t.Fatalf("at %d: %d bytes in %d slots", n, l.bytes, len(l.frames))
 		}
 	}
-	l.append(stream.Run{Channel: stream.Channel{Epoch: "e"}, First: 500, Frames: [][]byte{make([]byte, 100)}})
+	l.append(stream.Run{Channel: stream.Channel{Epoch: "e"}, First: 500, Frames: [][]byte{make([]byte, 1000)}})
 	if l.first != 500 || l.next != 501 {
 		t.Fatalf("one frame over the limit must be kept: %d..%d", l.first, l.next)
+	}
+}
+
+// The logs of a node share its room: none grows at the cost of what is promised to the process, each keeps its newest frame, and
+// what a topic took is given back.
+func TestLogsShareTheirRoom(t *testing.T) {
+	for seed := range uint64(500) {
+		r := rand.New(rand.NewPCG(seed, 2))
+		shared := &room{most: 1000}
+		logs := make([]*sharedLog, 4)
+		for i := range logs {
+			logs[i] = &sharedLog{maxEvents: 50, maxBytes: 1 << 20, room: shared}
+			logs[i].start("e", 1)
+		}
+		for range 200 {
+			l := logs[r.IntN(len(logs))]
+			switch r.IntN(20) {
+			case 0:
+				l.relieve()
+			case 1:
+				l.skip("e", l.next+1)
+			default:
+				from := l.next
+				if l.append(run("e", from, from+int64(r.IntN(5)))); l.first >= l.next {
+					t.Fatalf("seed %d: the newest frame is gone", seed)
+				}
+			}
+			var sum int
+			for _, l := range logs {
+				sum += l.bytes
+			}
+			if used := int(shared.used.Load()); used != sum || used > 1000+len(logs)*(frameCost+4) {
+				t.Fatalf("seed %d: %d bytes are used, %d counted", seed, sum, used)
+			}
+		}
+		for _, l := range logs {
+			l.leave()
+			l.append(run("e", l.next, l.next)) // too late: it is not counted any more
+		}
+		if used := shared.used.Load(); used != 0 {
+			t.Fatalf("seed %d: %d bytes are left", seed, used)
+		}
 	}
 }
 

@@ -54,7 +54,7 @@ func newMetrics(r prometheus.Registerer) *metrics {
 		tokens:        vec("tokens_total", "Tokens checked, by outcome: accepted, refused, unavailable.", "outcome", "accepted", "refused", "unavailable"),
 		shut:          vec("requests_shut_out_total", "HTTP requests refused at the door, by reason: host, origin, token_in_url, body.", "reason", "host", "origin", "token_in_url", "body"),
 		limits: vec("limits_total", "Times that a limit was hit, by limit.", "limit", limitConnections, limitAddress, limitUser, limitSubscriptions, limitRequests,
-			limitRefusals, limitPings, limitReplays, limitReplayRate, limitMessage, limitFrames, limitRenewals),
+			limitRefusals, limitPings, limitReplays, limitReplayRate, limitMessage, limitFrames, limitRenewals, limitLogs, limitStrikes),
 		refused: vec("requests_refused_total", "Requests answered with an error, by code.", "code", wire.CodeBadRequest, wire.CodeUnknownOp, wire.CodeBadTopic, wire.CodeBadCursor,
 			wire.CodeAlreadySubscribed, wire.CodeNotSubscribed, wire.CodeTooMany, wire.CodeForbidden, wire.CodeUnavailable),
 		delay: prometheus.NewHistogram(prometheus.HistogramOpts{Name: "commitcast_broadcaster_delay_seconds",

@@ -51,7 +51,11 @@ type session struct {
 	flusher  func()                   // flush, made once: a go statement with a receiver would allocate each time
 	closed   bool
 	nextBeat time.Time
-	errors   int
+	errors   int // requests that were refused; of the reader
+	most     int // subscriptions there ever were; of the reader
+
+	unwelcome bool // has earned a strike by what it did; of the reader, as is
+	excused   bool // that it has not said who it is, is not its fault
 
 	who       *auth.Identity // nil before the client has said who it is, and while authentication is off
 	from      netip.Prefix   // the client's address; not valid: not counted
@@ -59,6 +63,7 @@ type session struct {
 	counted   bool
 	renewed   *rate.Limiter   // of newer tokens; nil: none has come. Of the reader
 	reviewing bool            // subscriptions are being held to a newer token
+	rests     *time.Timer     // after which the review goes on, if it rests
 	holding   []*subscription // that have read pages which are not written yet
 	replays   int             // that are under way
 	line      []queued        // those that wait for one of them to end
@@ -103,30 +108,37 @@ func (s *session) serve(ctx context.Context, sock *socket, who *auth.Identity) {
 			return
 		case err != nil && sock.meter.exceeded():
 			s.b.hit(limitFrames)
+			s.unwelcome = true
 			s.goodbye(because(wire.CloseTooManyErrors, errFrames).code)
 			return
 		case err != nil:
 			return
 		}
 		sock.meter.message()
-		if pace.wait(ctx) != nil { // a message without a request costs one, too
-			return
-		}
 		if typ != websocket.MessageText {
 			s.goodbye(wire.CloseBinary)
 			return
 		}
+		lines := 0
 		for line := range wire.Lines(message) {
-			if pace.wait(ctx) != nil || !s.handle(ctx, line) {
+			lines++
+			req, err := wire.ParseRequest(line)
+			if (err != nil || !s.free(req)) && pace.wait(ctx) != nil {
 				return
 			}
+			before := s.errors
+			if !s.handle(ctx, req, err) || s.errors > before && pace.mistake(ctx) != nil {
+				return
+			}
+		}
+		if lines == 0 && pace.wait(ctx) != nil { // a message without a request costs one, too
+			return
 		}
 	}
 }
 
 // handle answers one request. False ends the connection.
-func (s *session) handle(ctx context.Context, line []byte) bool {
-	req, err := wire.ParseRequest(line)
+func (s *session) handle(ctx context.Context, req wire.Request, err error) bool {
 	if !s.answer(ctx, req, err) {
 		return false
 	}
@@ -163,6 +175,7 @@ func (s *session) answer(ctx context.Context, req wire.Request, err error) bool 
 		}
 		if s.errors++; s.errors >= maxErrors {
 			s.b.hit(limitRefusals)
+			s.unwelcome = true
 			s.goodbye(wire.CloseTooManyErrors)
 			return false
 		}
@@ -185,6 +198,7 @@ func (s *session) finish(err error) {
 	var end ended
 	errors.As(err, &end)
 	if end.code.Code == wire.CloseOverload.Code {
+		s.excused = true
 		in := (comeBack + jitter(comeBack)).Milliseconds()
 		s.send(func(p []byte) []byte { return wire.AppendReconnect(p, in) })
 		s.settle(time.Second)
@@ -200,6 +214,7 @@ func (s *session) goodbye(code wire.CloseCode) {
 
 // flooded cuts off a client that sends control frames without end.
 func (s *session) flooded() {
+	s.unwelcome = true
 	s.b.spawn(func(context.Context) { s.goodbye(because(wire.CloseTooManyErrors, errors.New("pings")).code) }) // ends within the WebSocket's closing timeout
 }
 

@@ -26,6 +26,10 @@ const headerRoom = 10
 // is noticed after little: the default took 3.8 MB before a write blocked.
 const socketBuffer = 64 << 10
 
+// receiveBuffer is what the kernel keeps of what a client has sent and nobody has read, in bytes; it takes twice that. More than
+// a frame, so that no client that means well waits; little, since one that is read slowly fills it.
+const receiveBuffer = 16 << 10
+
 // readBuffer and writeBuffer are those of the library, in bytes: of requests, which are small, and of control frames, which
 // must fit whole (125 and a header). net/http gives 4 KiB for each, most of what an idle connection takes.
 const readBuffer, writeBuffer = 1 << 10, 256
@@ -44,15 +48,12 @@ var errStalled = errors.New("write made no progress")
 
 // accept upgrades a request. It has answered the client when it fails.
 // The page's origin has been checked: the library does not look at its scheme.
-func accept(w http.ResponseWriter, r *http.Request, mayPing func() bool) (*socket, error) {
+func accept(w http.ResponseWriter, r *http.Request, pings *pings) (*socket, error) {
 	capture := &hijackCapture{ResponseWriter: w, meter: &meter{}}
 	capture.meter.message()
-	pong := func(_ context.Context, p []byte) bool {
-		ok := mayPing()
-		if ok {
-			capture.meter.forgive(p)
-		}
-		return ok
+	pong := func(ctx context.Context, p []byte) bool {
+		capture.meter.forgive(p)
+		return pings.wait(ctx) == nil
 	}
 	ws, err := websocket.Accept(capture, r, &websocket.AcceptOptions{
 		Subprotocols:       []string{wire.Protocol},
@@ -62,11 +63,15 @@ func accept(w http.ResponseWriter, r *http.Request, mayPing func() bool) (*socke
 		OnPongReceived:     func(ctx context.Context, p []byte) { pong(ctx, p) },
 	})
 	if err != nil {
+		if capture.refused != 0 { // said here: the library quotes what it did not like, which may be a token
+			problem(w, capture.refused, wire.CodeBadRequest, "this is not the handshake of a WebSocket, version 13, with GET over HTTP/1.1")
+		}
 		return nil, err
 	}
 	ws.SetReadLimit(wire.MaxClientFrame)
 	if tcp := tcpBelow(capture.conn); tcp != nil {
 		tcp.SetWriteBuffer(socketBuffer)
+		tcp.SetReadBuffer(receiveBuffer)
 		tcp.SetKeepAliveConfig(net.KeepAliveConfig{Enable: true, Idle: 30 * time.Second, Interval: 10 * time.Second, Count: 3})
 	}
 	return &socket{ws, capture.conn, capture.meter}, nil
@@ -89,16 +94,26 @@ func tcpBelow(c net.Conn) *net.TCPConn {
 // hijackCapture keeps the connection that a handler takes over, and has it read through a meter.
 type hijackCapture struct {
 	http.ResponseWriter
-	conn  net.Conn
-	meter *meter
+	conn    net.Conn
+	meter   *meter
+	refused int // status with which the library refuses the handshake; its text is dropped
 }
 
 // WriteHeader ends the connection of a handshake that is refused: the library would ask for another one.
 func (h *hijackCapture) WriteHeader(status int) {
 	if status != http.StatusSwitchingProtocols {
 		h.Header().Set("Connection", "close")
+		h.refused = status
+		return
 	}
 	h.ResponseWriter.WriteHeader(status)
+}
+
+func (h *hijackCapture) Write(p []byte) (int, error) {
+	if h.refused != 0 {
+		return len(p), nil
+	}
+	return h.ResponseWriter.Write(p)
 }
 
 func (h *hijackCapture) Hijack() (net.Conn, *bufio.ReadWriter, error) {

@@ -268,6 +268,9 @@ func appendServerSent(dst, frame []byte, asked string) (_ []byte, last bool) {
 		last = true
 	case "error":
 		name, last = "refused", true
+	case "hello", "heartbeat", "unsubscribed":
+	default:
+		return dst, false // nor is this: what somebody else makes up is no name of an event
 	}
 	dst = append(append(append(dst, "event: "...), name...), '\n')
 	return append(appendData(dst, frame), '\n'), last

@@ -51,7 +51,7 @@ func (b *Broadcaster) attach(name string, sub *subscription) {
 	t := b.topics[name]
 	if t == nil {
 		t = &topic{name: name, partition: wire.Partition(name)}
-		t.log.maxEvents, t.log.maxBytes = b.cfg.LogEvents, b.cfg.LogBytes
+		t.log.maxEvents, t.log.maxBytes, t.log.room = b.cfg.LogEvents, b.cfg.LogBytes, &b.room
 		t.channel = stream.Channel{Epoch: b.Epoch(), Partition: t.partition, Topic: name}
 		b.topics[name] = t
 		b.subscription.Add(t.channel)
@@ -94,10 +94,25 @@ func (b *Broadcaster) sweepTopics(now time.Time) {
 		t.mu.Lock()
 		if len(t.subs) == 0 && !t.emptyAt.IsZero() && now.Sub(t.emptyAt) > topicLinger {
 			delete(b.topics, name)
+			t.log.leave()
 			b.subscription.Remove(t.channel)
 			b.metrics.topics.Dec()
 		}
 		t.mu.Unlock()
+	}
+}
+
+// relieveLogs drops the older half of every log when they are about to be too much together. What a client still wants of it is
+// replayed.
+func (b *Broadcaster) relieveLogs() {
+	if !b.room.full(int(b.room.most / 8)) {
+		return
+	}
+	b.hit(limitLogs)
+	b.mu.RLock()
+	defer b.mu.RUnlock()
+	for _, t := range b.topics {
+		t.log.relieve()
 	}
 }
 

@@ -36,6 +36,11 @@ BEGIN
         RAISE EXCEPTION 'commitcast: type must have 1 to 128 bytes, not %', coalesce(octet_length(type), 0)
             USING ERRCODE = '22023';
     END IF;
+    -- Those of the system tell of a change of somebody's access (append_fences); append refuses them to everybody else.
+    IF starts_with(type, 'commitcast.') AND NOT (type IN ('commitcast.revoke', 'commitcast.restore')
+        AND coalesce(json_typeof(data -> 'subject') = 'string', false)) THEN
+        RAISE EXCEPTION 'commitcast: types that begin with "commitcast." are the system''s own' USING ERRCODE = '22023';
+    END IF;
     IF key IS NOT NULL AND octet_length(key) NOT BETWEEN 1 AND 128 THEN
         RAISE EXCEPTION 'commitcast: key must have 1 to 128 bytes, not %', octet_length(key) USING ERRCODE = '22023';
     END IF;

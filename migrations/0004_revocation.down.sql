@@ -2,7 +2,6 @@
 
 DROP FUNCTION commitcast.revoked(text, text), commitcast.restore(text, text), commitcast.revoke(text, text),
     commitcast.change_access(text, text, text), commitcast.append_fences(text[], text[], text[], text[], text[]);
-ALTER TABLE commitcast.outbox DROP CONSTRAINT outbox_reserved;
 DROP TABLE commitcast.revocation;
 
 -- append: adds one event to the caller's transaction and returns its id. Call it after the transaction's last write

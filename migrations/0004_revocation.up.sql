@@ -12,11 +12,6 @@ CREATE TABLE commitcast.revocation (
     CONSTRAINT revocation_subject CHECK (octet_length(subject) BETWEEN 1 AND 255)
 ) WITH (fillfactor = 70);
 
--- Types that begin with "commitcast." are the system's own. Writers are refused by append; here is what these must look like.
-ALTER TABLE commitcast.outbox ADD CONSTRAINT outbox_reserved CHECK (
-    NOT starts_with(type, 'commitcast.')
-    OR type IN ('commitcast.revoke', 'commitcast.restore') AND coalesce(json_typeof(data -> 'subject') = 'string', false));
-
 -- append_fences: append, for many events, with revocations and restorations among them, in this order; returns their ids in
 -- order. Where a transaction changes the same subject's access to a topic more than once, the last change stays.
 -- Called by package outbox as the last statement of a transaction, and by revoke and restore.

@@ -29,6 +29,9 @@ func aclUsers(t testing.TB) (worker, broadcaster string) {
 	if !ok {
 		t.Fatal("the default user is not off")
 	}
+	if doc, err := os.ReadFile("../docs/operations.md"); err != nil || !strings.Contains(string(doc), rest) {
+		t.Errorf("docs/operations.md shows other users than %s (%v)", usersFile, err)
+	}
 	server := testkit.Redis(t, rest)
 	login := func(name string) string {
 		u, err := url.Parse(server.URL())

@@ -78,9 +78,10 @@ type clientFlags struct {
 	MaxPerAddress  int           `name:"max-connections-per-address" env:"COMMITCAST_MAX_CONNECTIONS_PER_ADDRESS" placeholder:"N" help:"Clients at once from one address, of IPv6 a /64; this machine is not counted (no limit of its own)."`
 	MaxPerUser     int           `name:"max-connections-per-user" env:"COMMITCAST_MAX_CONNECTIONS_PER_USER" default:"200" placeholder:"N" help:"Clients at once with one subject in their token (${default})."`
 	MaxSubs        int           `name:"max-subscriptions" env:"COMMITCAST_MAX_SUBSCRIPTIONS" default:"1000" placeholder:"N" help:"Topics that one connection may follow (${default})."`
-	MaxRequests    int           `env:"COMMITCAST_MAX_REQUESTS" default:"50" placeholder:"N" help:"Requests a second of one connection, beyond a burst; what comes faster waits (${default})."`
+	MaxRequests    int           `env:"COMMITCAST_MAX_REQUESTS" default:"20" placeholder:"N" help:"Requests a second of one connection, beyond ten times as many at once; what comes faster waits. Unsubscribing is free, and so is following more topics than ever before (${default})."`
 	MaxReplays     int           `env:"COMMITCAST_MAX_REPLAYS" default:"4" placeholder:"N" help:"Subscriptions of one connection that are caught up at once (${default})."`
 	MaxReplayRate  int           `env:"COMMITCAST_MAX_REPLAY_RATE" default:"2000" placeholder:"N" help:"Events a second that are read for all subscriptions of one user that are behind, beyond five times as many at once (${default})."`
+	LogMemory      int           `env:"COMMITCAST_LOG_MEMORY" default:"268435456" placeholder:"BYTES" help:"Memory for the newest events of all topics together (${default}); what has to go sooner is replayed."`
 	WriteTimeout   time.Duration `env:"COMMITCAST_WRITE_TIMEOUT" default:"10s" help:"How long a client may take not a single byte of what it is sent (${default})."`
 	Drain          time.Duration `env:"COMMITCAST_DRAIN" default:"5s" help:"Window over which clients are closed at shutdown (${default})."`
 	Canary         bool          `env:"COMMITCAST_CANARY" help:"Have an event of the topic commitcast/canary written every second, by one node for all, and watch it arrive through a socket of this node: commitcast_canary_… in /metrics."`
@@ -100,7 +101,7 @@ func (f *clientFlags) check() error {
 		return usageError{fmt.Errorf("--heartbeat=%v: must be at least 1s", f.Heartbeat)}
 	}
 	for name, n := range map[string]int{"max-connections": f.MaxConnections, "max-connections-per-user": f.MaxPerUser,
-		"max-subscriptions": f.MaxSubs, "max-requests": f.MaxRequests, "max-replays": f.MaxReplays, "max-replay-rate": f.MaxReplayRate} {
+		"max-subscriptions": f.MaxSubs, "max-requests": f.MaxRequests, "max-replays": f.MaxReplays, "max-replay-rate": f.MaxReplayRate, "log-memory": f.LogMemory} {
 		if n < 1 {
 			return usageError{fmt.Errorf("--%s=%d: must be at least 1", name, n)}
 		}
@@ -128,7 +129,7 @@ func (f *clientFlags) config(log *slog.Logger, metrics prometheus.Registerer) (b
 	c := broadcaster.Config{Node: f.Node, Heartbeat: f.Heartbeat, MaxConnections: f.MaxConnections,
 		Drain: max(f.Drain, time.Millisecond), Origins: f.Origins, Hosts: f.Hosts, RequireOrigin: f.RequireOrigin, TrustedHops: f.TrustedHops,
 		MaxPerAddress: f.MaxPerAddress, MaxPerUser: f.MaxPerUser, MaxSubscriptions: f.MaxSubs, MaxRequests: f.MaxRequests,
-		MaxReplays: f.MaxReplays, MaxReplayRate: f.MaxReplayRate, WriteTimeout: f.WriteTimeout, AuthGrace: max(f.AuthGrace, time.Nanosecond), Logger: log, Registerer: metrics}
+		MaxReplays: f.MaxReplays, MaxReplayRate: f.MaxReplayRate, LogMemory: f.LogMemory, WriteTimeout: f.WriteTimeout, AuthGrace: max(f.AuthGrace, time.Nanosecond), Logger: log, Registerer: metrics}
 	return c, f.configure(&c, log)
 }
 

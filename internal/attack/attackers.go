@@ -147,7 +147,7 @@ func (a *attacker) connect(nameless bool, act func(*attacker)) {
 	}
 	var err error
 	a.report.Opened++
-	if a.socket, err = dial(a.order.Addr, token, a.number); err != nil {
+	if a.socket, err = dial(a.order.Addr, token, a.number, fmt.Sprintf("203.0.113.%d", a.number%200)); err != nil {
 		if status, ok := errors.AsType[refused](err); ok && status == 503 {
 			a.report.Full++
 		} else {

@@ -51,7 +51,7 @@ func honestMain() {
 			once := sync.OnceFunc(subscribed.Done)
 			defer once()
 			dials <- struct{}{}
-			c, err := dial(order.Addr, order.Tokens[i], i)
+			c, err := dial(order.Addr, order.Tokens[i], i, fmt.Sprintf("10.0.%d.%d", i/250, i%250))
 			<-dials
 			if err != nil {
 				fail("client %d: %v", i, err)

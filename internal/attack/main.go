@@ -1,11 +1,15 @@
 // Command attack measures what attackers do to honest clients: a broadcaster with authentication, a worker, Postgres and Redis,
-// 500 subscribers of topics with a steady flow of events, and attackers in processes of their own, on this machine only. It
+// 500 subscribers of topics with a steady flow of events, and attackers in processes of their own, on this machine only. The
+// broadcaster believes what they say their addresses are, as it would a proxy: 200 of the attackers, one for each of the honest. It
 // needs DATABASE_URL and REDIS_URL; `make attack` provides private ones.
 //
 // In one run it measures commit to honest socket before, beside a control, during, and after. The control is the same
 // attackers against a program that answers their handshakes and drops what they send: on a machine that they share, it
 // tells what they cost by being there, and what is beyond it is what they do to the broadcaster. Their rates are bounded, and
-// they run at the lowest priority.
+// they run at the lowest priority. `make attack` leaves them half of the cores and takes the other half for everything else, so
+// that they are a machine of their own as far as one machine can be two.
+//
+// PROFILE=folder puts a CPU profile of the broadcaster there.
 package main
 
 import (
@@ -51,8 +55,13 @@ const (
 
 // roles are what this program is when it starts itself again as a child.
 var roles = map[string]func(){
-	"commitcast": func() { os.Exit(app.Main(os.Args[2:], os.Stdout, os.Stderr)) },
-	"honest":     honestMain, "attackers": attackersMain, "dummy": dummyMain,
+	"commitcast": func() {
+		stop := profile(os.Args[2])
+		code := app.Main(os.Args[2:], os.Stdout, os.Stderr)
+		stop()
+		os.Exit(code)
+	},
+	"honest": honestMain, "attackers": attackersMain, "dummy": dummyMain,
 }
 
 func main() {
@@ -70,7 +79,7 @@ func main() {
 		fmt.Fprintln(os.Stderr, "attack: a flag is out of its bounds")
 		os.Exit(2)
 	}
-	fmt.Printf("Machine: %d cores, %s/%s, %s, everything on it\n", runtime.NumCPU(), runtime.GOOS, runtime.GOARCH, runtime.Version())
+	fmt.Printf("Machine: %d cores for everything but the attackers, %s, %s/%s, %s\n", runtime.NumCPU(), apart(), runtime.GOOS, runtime.GOARCH, runtime.Version())
 	if err := run(context.Background(), time.Duration(*seconds)*time.Second, *honest, *scale); err != nil {
 		fmt.Fprintln(os.Stderr, "attack:", err)
 		os.Exit(1)
@@ -119,7 +128,7 @@ func run(ctx context.Context, length time.Duration, honest int, scale float64) e
 		return err
 	}
 	defer worker.stop()
-	b, err := node(database, "broadcaster", "--listen=127.0.0.1:0", "--drain=10ms", "--auth=jwt", "--jwt-alg=EdDSA", "--jwt-key-file="+keyFile, "--jwt-audience="+audience)
+	b, err := node(database, "broadcaster", "--listen=127.0.0.1:0", "--trusted-proxy-hops=1", "--drain=10ms", "--auth=jwt", "--jwt-alg=EdDSA", "--jwt-key-file="+keyFile, "--jwt-audience="+audience)
 	if err != nil {
 		return err
 	}
@@ -222,6 +231,7 @@ func run(ctx context.Context, length time.Duration, honest int, scale float64) e
 	if err := dummy.hear(&at); err != nil {
 		return err
 	}
+	var beginnings []phase
 	under := func(name, addr string) (phase, error) {
 		attack.Addr = addr
 		attackers, err := startAttackers(attack)
@@ -233,7 +243,12 @@ func run(ctx context.Context, length time.Duration, honest int, scale float64) e
 				a.kill()
 			}
 		}()
-		time.Sleep(3 * time.Second) // they come up to strength
+		time.Sleep(3 * time.Second)                                  // they come up to strength
+		first, err := measure(name+", the first 8 s", 8*time.Second) // until it is known who they are
+		if err != nil {
+			return first, err
+		}
+		beginnings = append(beginnings, first)
 		p, err := measure(name, length)
 		if err != nil {
 			return p, err
@@ -281,7 +296,7 @@ func run(ctx context.Context, length time.Duration, honest int, scale float64) e
 	if err := <-writing; err != nil {
 		return err
 	}
-	report([]phase{before, control, during, after}, recovered, honest)
+	report([]phase{before, beginnings[0], control, beginnings[1], during, after}, recovered, honest)
 	if recovered < 0 {
 		return fmt.Errorf("30 s after the attack there are %v connections, not %d", after.connections, honest)
 	}
@@ -301,11 +316,11 @@ type phase struct {
 
 func report(phases []phase, recovered time.Duration, honest int) {
 	fmt.Printf("\nFrom the acknowledged commit to %d honest sockets\n", honest)
-	fmt.Printf("  %-8s %8s %10s %9s %9s %9s %10s %12s\n", "", "events", "received", "p50 ms", "p99 ms", "max ms", "RSS MiB", "connections")
+	fmt.Printf("  %-23s %8s %10s %9s %9s %9s %10s %12s\n", "", "events", "received", "p50 ms", "p99 ms", "max ms", "RSS MiB", "connections")
 	p99 := map[string]float64{}
 	for _, p := range phases {
 		p99[p.name] = percentile(p.latencies, 0.99)
-		fmt.Printf("  %-8s %8d %10d %9.2f %9.2f %9.2f %10.1f %12.0f\n", p.name, p.events, len(p.latencies),
+		fmt.Printf("  %-23s %8d %10d %9.2f %9.2f %9.2f %10.1f %12.0f\n", p.name, p.events, len(p.latencies),
 			percentile(p.latencies, 0.5), p99[p.name], percentile(p.latencies, 1), float64(p.rss)/(1<<20), p.connections)
 	}
 	fmt.Printf("  p99 during, to before %+.0f %%, to the control %+.0f %%\n", 100*(p99["during"]/p99["before"]-1), 100*(p99["during"]/p99["control"]-1))
@@ -489,6 +504,9 @@ func startChild(role string) (*child, error) {
 		return nil, err
 	}
 	c.out = json.NewDecoder(stdout)
+	if role == "attackers" || role == "dummy" {
+		return c, onOtherCores(c.cmd.Start)
+	}
 	return c, c.cmd.Start()
 }
 

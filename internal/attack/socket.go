@@ -29,8 +29,9 @@ type closed int
 
 func (c closed) Error() string { return fmt.Sprint("closed with ", int(c)) }
 
-// dial connects from one of some addresses of this machine, with a token in the header; "" brings none.
-func dial(addr, token string, from int) (*socket, error) {
+// dial connects as a proxy does for a client at an address, with a token in the header; "" brings none. It does so from one of
+// some addresses of this machine, since one has too few ports.
+func dial(addr, token string, from int, client string) (*socket, error) {
 	dialer := net.Dialer{Timeout: 10 * time.Second, LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 0, 0, byte(2+from%200))}}
 	conn, err := dialer.Dial("tcp", addr)
 	if err != nil {
@@ -42,7 +43,7 @@ func dial(addr, token string, from int) (*socket, error) {
 	}
 	conn.SetDeadline(time.Now().Add(20 * time.Second))
 	fmt.Fprintf(conn, "GET /v1/ws HTTP/1.1\r\nHost: %s\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"+
-		"Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\nSec-WebSocket-Protocol: %s\r\n%s\r\n", addr, wire.Protocol, token)
+		"Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\nSec-WebSocket-Protocol: %s\r\nX-Forwarded-For: %s\r\n%s\r\n", addr, wire.Protocol, client, token)
 	resp, err := http.ReadResponse(c.r, nil)
 	if err == nil && resp.StatusCode != http.StatusSwitchingProtocols {
 		err = refused(resp.StatusCode)
