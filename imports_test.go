@@ -49,7 +49,7 @@ var rules = map[string]rule{
 	"outbox": {theirs: []string{pgx}, never: []string{river, goRedis}},
 	// migrations, since it owns the name of the schema that River's tables are in.
 	"worker": {
-		ours:   []string{"outbox", "stream", "wire", "migrations", "internal/journal"},
+		ours:   []string{"outbox", "stream", "wire", "migrations", "internal/journal", "internal/pool"},
 		theirs: []string{pgx, river, prometheus, sync},
 	},
 	"broadcaster": {
@@ -72,6 +72,8 @@ var rules = map[string]rule{
 	"examples/...": {ours: []string{"outbox"}, theirs: []string{pgx}, by: []string{}},
 
 	"internal/journal": {ours: []string{"wire"}, theirs: []string{pgx}},
+	"internal/pool":    {theirs: []string{pgx, prometheus}},
+	"internal/canary":  {ours: []string{"wire", "auth"}, theirs: []string{pgx, websocket, prometheus}, by: []string{"internal/app"}},
 	"internal/app":     {ours: []string{anything}, theirs: []string{anything}},
 
 	// Not the product: what shows, tests and measures it.

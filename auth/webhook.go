@@ -119,6 +119,9 @@ func NewWebhook(c WebhookConfig) (*Webhook, error) {
 		},
 		asked: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "commitcast_webhook_questions_total",
 			Help: "Questions about topics, by outcome: allowed, forbidden, remembered, failed, spared (the circuit was open)."}, []string{"outcome"})}
+	for _, outcome := range []string{"allowed", "forbidden", "remembered", "failed", "spared"} {
+		w.asked.WithLabelValues(outcome)
+	}
 	if c.Registerer != nil {
 		c.Registerer.MustRegister(w.asked)
 	}

@@ -211,6 +211,9 @@ func New(j Journal, s stream.Stream, cfg Config) (*Broadcaster, error) {
 	b.epoch.Store(new(string))
 	b.ctx, b.cancel = context.WithCancel(context.Background())
 	b.metrics = newMetrics(cfg.Registerer)
+	if cfg.Registerer != nil {
+		cfg.Registerer.MustRegister(&stateMetrics{b})
+	}
 	b.room.measure(cfg.Registerer)
 	b.joiner = &joiner{b: b, kicked: make(chan struct{}, 1)}
 	b.heads = &heads{b: b, kicked: make(chan struct{}, 1), polled: make(chan struct{}),

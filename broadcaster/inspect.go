@@ -46,6 +46,13 @@ func (b *Broadcaster) State() State {
 	return s
 }
 
+// Held reports whether an operator has drained this node.
+func (b *Broadcaster) Held() bool {
+	b.mu.RLock()
+	defer b.mu.RUnlock()
+	return b.held
+}
+
 // ClientState is one connection.
 type ClientState struct {
 	Session       string    `json:"session"`

@@ -1,6 +1,13 @@
 package broadcaster
 
-import "github.com/prometheus/client_golang/prometheus"
+import (
+	"bytes"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/commitcast/commitcast/wire"
+)
 
 // metrics of a broadcaster. No label has a value that a client chooses.
 type metrics struct {
@@ -10,6 +17,7 @@ type metrics struct {
 	expired, conflated                        prometheus.Counter
 	resets, replayed, refused, tokens         *prometheus.CounterVec
 	shut, limits                              *prometheus.CounterVec
+	delay                                     prometheus.Histogram
 }
 
 func newMetrics(r prometheus.Registerer) *metrics {
@@ -19,8 +27,13 @@ func newMetrics(r prometheus.Registerer) *metrics {
 	counter := func(name, help string) prometheus.Counter {
 		return prometheus.NewCounter(prometheus.CounterOpts{Name: "commitcast_broadcaster_" + name, Help: help})
 	}
-	vec := func(name, help, label string) *prometheus.CounterVec {
-		return prometheus.NewCounterVec(prometheus.CounterOpts{Name: "commitcast_broadcaster_" + name, Help: help}, []string{label})
+	// Every value of a label is there from the beginning: an increase of what is not there yet cannot be seen.
+	vec := func(name, help, label string, values ...string) *prometheus.CounterVec {
+		v := prometheus.NewCounterVec(prometheus.CounterOpts{Name: "commitcast_broadcaster_" + name, Help: help}, []string{label})
+		for _, value := range values {
+			v.WithLabelValues(value)
+		}
+		return v
 	}
 	m := &metrics{
 		connections:   gauge("connections", "Clients connected now."),
@@ -36,17 +49,77 @@ func newMetrics(r prometheus.Registerer) *metrics {
 		stalled:       counter("clients_stalled_total", "Clients closed because they took no byte for a whole write timeout."),
 		turnedAway:    counter("connections_refused_total", "Connections answered with 503."),
 		epochs:        counter("epochs_total", "Times that the database was found in a new epoch."),
-		resets:        vec("resets_total", "Subscriptions ended by a reset, by reason.", "reason"),
-		replayed:      vec("events_replayed_total", "Events read for subscribers that were behind, by source: stream, journal, or memory, which another one's read had brought.", "source"),
+		resets:        vec("resets_total", "Subscriptions ended by a reset, by reason.", "reason", wire.ReasonTrimmed, wire.ReasonAhead, wire.ReasonEpoch),
+		replayed:      vec("events_replayed_total", "Events read for subscribers that were behind, by source: stream, journal, or memory, which another one's read had brought.", "source", "stream", "journal", "memory"),
 		expired:       counter("sessions_expired_total", "Sessions ended because no token came in time, or none after one that expired."),
-		tokens:        vec("tokens_total", "Tokens checked, by outcome: accepted, refused, unavailable.", "outcome"),
-		shut:          vec("requests_shut_out_total", "HTTP requests refused at the door, by reason: host, origin, token_in_url, body.", "reason"),
-		limits:        vec("limits_total", "Times that a limit was hit, by limit.", "limit"),
-		refused:       vec("requests_refused_total", "Requests answered with an error, by code.", "code"),
+		tokens:        vec("tokens_total", "Tokens checked, by outcome: accepted, refused, unavailable.", "outcome", "accepted", "refused", "unavailable"),
+		shut:          vec("requests_shut_out_total", "HTTP requests refused at the door, by reason: host, origin, token_in_url, body.", "reason", "host", "origin", "token_in_url", "body"),
+		limits: vec("limits_total", "Times that a limit was hit, by limit.", "limit", limitConnections, limitAddress, limitUser, limitSubscriptions, limitRequests,
+			limitRefusals, limitPings, limitReplays, limitReplayRate, limitMessage, limitFrames, limitRenewals, limitLogs, limitStrikes),
+		refused: vec("requests_refused_total", "Requests answered with an error, by code.", "code", wire.CodeBadRequest, wire.CodeUnknownOp, wire.CodeBadTopic, wire.CodeBadCursor,
+			wire.CodeAlreadySubscribed, wire.CodeNotSubscribed, wire.CodeTooMany, wire.CodeForbidden, wire.CodeUnavailable),
+		delay: prometheus.NewHistogram(prometheus.HistogramOpts{Name: "commitcast_broadcaster_delay_seconds",
+			Help:    "From append in the writer's transaction to heard from the stream, of the newest event of each run; compares two clocks.",
+			Buckets: []float64{.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 60}}),
 	}
 	if r != nil {
 		r.MustRegister(m.connections, m.subscriptions, m.topics, m.messages, m.bytes, m.delivered, m.runs, m.gaps,
-			m.healed, m.stalled, m.turnedAway, m.epochs, m.resets, m.replayed, m.refused, m.expired, m.tokens, m.shut, m.limits, m.conflated)
+			m.healed, m.stalled, m.turnedAway, m.epochs, m.resets, m.replayed, m.refused, m.expired, m.tokens, m.shut, m.limits, m.conflated, m.delay)
 	}
 	return m
+}
+
+// heard observes how long a run was under way.
+func (m *metrics) heard(frames [][]byte, now time.Time) {
+	if len(frames) == 0 {
+		return
+	}
+	if at, ok := appendedAt(frames[len(frames)-1]); ok {
+		m.delay.Observe(max(0, now.Sub(at).Seconds()))
+	}
+}
+
+// appendedAt is when the event of a frame was appended. No topic, type or key before it holds the mark: quotes are escaped there.
+func appendedAt(frame []byte) (time.Time, bool) {
+	const mark, layout = `,"at":"`, "2006-01-02T15:04:05.000000Z"
+	i := bytes.Index(frame, []byte(mark))
+	if i < 0 || len(frame) < i+len(mark)+len(layout) {
+		return time.Time{}, false // a frame that shows nothing
+	}
+	at, err := time.Parse(layout, string(frame[i+len(mark):i+len(mark)+len(layout)]))
+	return at, err == nil
+}
+
+// stateMetrics are those that are looked up when they are asked for.
+type stateMetrics struct{ b *Broadcaster }
+
+func stateDesc(name, help string) *prometheus.Desc {
+	return prometheus.NewDesc("commitcast_broadcaster_"+name, help, nil, nil)
+}
+
+var (
+	descBehind   = stateDesc("topics_behind", "Topics with subscribers whose log is behind what is known to exist.")
+	descUsers    = stateDesc("users", "Subjects of tokens that are connected now.")
+	descPolling  = stateDesc("polling", "1 while events come by polling the journal instead of by push.")
+	descDrained  = stateDesc("drained", "1 while an operator has drained this node.")
+	descDatabase = stateDesc("database_up", "1 if the last look at the heads succeeded.")
+)
+
+// Describe implements prometheus.Collector.
+func (s *stateMetrics) Describe(to chan<- *prometheus.Desc) {
+	for _, d := range []*prometheus.Desc{descBehind, descUsers, descPolling, descDrained, descDatabase} {
+		to <- d
+	}
+}
+
+// Collect implements prometheus.Collector.
+func (s *stateMetrics) Collect(to chan<- prometheus.Metric) {
+	state := s.b.State()
+	gauge := func(d *prometheus.Desc, v float64) { to <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v) }
+	one := map[bool]float64{true: 1}
+	gauge(descBehind, float64(state.Behind))
+	gauge(descUsers, float64(state.Users))
+	gauge(descPolling, one[state.Polling])
+	gauge(descDrained, one[state.Drained])
+	gauge(descDatabase, one[s.b.databaseUp.Load()])
 }

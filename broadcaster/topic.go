@@ -149,6 +149,7 @@ func (b hears) Deliver(r stream.Run) {
 		return
 	}
 	b.metrics.runs.Inc()
+	b.metrics.heard(r.Frames, time.Now())
 	t.mu.Lock()
 	if r.Epoch == t.channel.Epoch {
 		t.fenceLocked(r) // before anybody can read what comes after

@@ -63,6 +63,9 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 	for _, o := range []string{"appended", "duplicate", "gap", outcomeError, outcomeUnavailable} {
 		m.answers.WithLabelValues(o)
 	}
+	for _, r := range []string{reasonProbe, reasonSilent, reasonConnect, reasonClosed, reasonWrite, reasonRefused, reasonUnsubscribe, reasonSlow} {
+		m.rebuilds.WithLabelValues(r)
+	}
 	return m
 }
 

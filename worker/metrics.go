@@ -1,7 +1,14 @@
 package worker
 
 import (
+	"context"
+	"errors"
+
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/riverqueue/river"
+	"github.com/riverqueue/river/rivertype"
+
+	"github.com/commitcast/commitcast/internal/pool"
 )
 
 // metrics are the worker's. Labels are bounded: never a topic.
@@ -22,6 +29,42 @@ type metrics struct {
 	lagging   prometheus.Gauge
 	streamUp  prometheus.Gauge
 	dbUp      prometheus.Gauge
+	batch     prometheus.Histogram
+	jobs      *prometheus.CounterVec // kind, outcome
+	pool      *pool.Collector
+	survey    *survey
+}
+
+// Outcomes of jobs.
+const (
+	jobCompleted = "completed"
+	jobSnoozed   = "snoozed"
+	jobCancelled = "cancelled"
+	jobFailed    = "failed"
+)
+
+// jobMetrics counts what becomes of jobs.
+type jobMetrics struct {
+	river.MiddlewareDefaults
+	m *metrics
+}
+
+// Work implements rivertype.WorkerMiddleware.
+func (j *jobMetrics) Work(ctx context.Context, job *rivertype.JobRow, do func(context.Context) error) error {
+	outcome := jobFailed // unless it gets to its end: a panic passes through here
+	defer func() { j.m.jobs.WithLabelValues(job.Kind, outcome).Inc() }()
+	err := do(ctx)
+	var snooze *rivertype.JobSnoozeError
+	var cancel *rivertype.JobCancelError
+	switch {
+	case err == nil:
+		outcome = jobCompleted
+	case errors.As(err, &snooze):
+		outcome = jobSnoozed
+	case errors.As(err, &cancel):
+		outcome = jobCancelled
+	}
+	return err
 }
 
 func newMetrics(reg prometheus.Registerer) (*metrics, error) {
@@ -59,12 +102,32 @@ func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 			Help: "1 if the last tick through the stream succeeded."}),
 		dbUp: prometheus.NewGauge(prometheus.GaugeOpts{Name: "commitcast_worker_database_up",
 			Help: "1 if the dispatcher's last sweep succeeded."}),
+		batch: prometheus.NewHistogram(prometheus.HistogramOpts{Name: "commitcast_worker_batch_events",
+			Help: "Events sequenced in one transaction, of all partitions.", Buckets: []float64{1, 2, 5, 10, 25, 50, 100, 250, 500, 1000, 2500}}),
+		jobs: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "commitcast_worker_jobs_total",
+			Help: "Jobs of River that this process has worked on, by kind and outcome: completed, snoozed, cancelled, failed."}, []string{"kind", "outcome"}),
+		pool:   pool.NewCollector("worker"),
+		survey: newSurvey(),
+	}
+	for _, kind := range jobKinds {
+		for _, outcome := range []string{jobCompleted, jobSnoozed, jobCancelled, jobFailed} {
+			m.jobs.WithLabelValues(kind, outcome)
+		}
+	}
+	for vec, values := range map[*prometheus.CounterVec][]string{
+		m.published: {"appended", "duplicate"},
+		m.ended:     {endIdle, endPassed, endAged, endStopped, endError},
+		m.takeovers: {"lost", "silent", "aged"},
+	} {
+		for _, v := range values {
+			vec.WithLabelValues(v)
+		}
 	}
 	if reg == nil {
 		return m, nil
 	}
 	for _, c := range []prometheus.Collector{m.sequenced, m.published, m.skipped, m.refused, m.parked, m.dead, m.delay, m.publish, m.sequence,
-		m.drains, m.ended, m.takeovers, m.backlog, m.lagging, m.streamUp, m.dbUp} {
+		m.drains, m.ended, m.takeovers, m.backlog, m.lagging, m.streamUp, m.dbUp, m.batch, m.jobs, m.pool, m.survey} {
 		if err := reg.Register(c); err != nil {
 			return nil, err
 		}

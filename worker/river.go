@@ -141,6 +141,7 @@ func (w *Worker) newRiver() (*river.Client[pgx.Tx], error) {
 			queueUpkeep:    {MaxWorkers: 1, FetchCooldown: time.Second, FetchPollInterval: 5 * time.Second},
 		},
 		Workers:                     workers,
+		Middleware:                  []rivertype.Middleware{&jobMetrics{m: w.metrics}},
 		FetchCooldown:               fetchCooldown,
 		FetchPollInterval:           fetchPoll,
 		JobTimeout:                  timeout,

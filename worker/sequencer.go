@@ -393,6 +393,7 @@ func (s *sequencer) round(ctx context.Context, turns []*turn) (err error) {
 	}
 	if n > 0 {
 		s.metrics.sequenced.Add(float64(n))
+		s.metrics.batch.Observe(float64(n))
 		s.metrics.sequence.Observe(time.Since(start).Seconds())
 	}
 	return nil

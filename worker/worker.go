@@ -209,6 +209,7 @@ func (w *Worker) Run(ctx context.Context) error {
 	watchers.Go(func() { w.listen(ctx) })
 	watchers.Go(func() { w.watchHorizon(ctx) })
 	watchers.Go(func() { w.passOrphans(ctx) })
+	watchers.Go(func() { w.survey(ctx) })
 	tickCtx, stopTick := context.WithCancel(bg)
 	ticker.Go(func() { w.tick(tickCtx) })
 
@@ -250,6 +251,7 @@ func (w *Worker) open(ctx context.Context) error {
 	if w.pool, err = pgxpool.NewWithConfig(ctx, cfg); err != nil {
 		return fmt.Errorf("worker: preparing connections: %w", err)
 	}
+	w.metrics.pool.Watch(w.pool)
 	if w.river, err = w.newRiver(); err != nil {
 		w.pool.Close()
 		return fmt.Errorf("worker: preparing River: %w", err)

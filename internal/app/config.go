@@ -84,6 +84,8 @@ type clientFlags struct {
 	LogMemory      int           `env:"COMMITCAST_LOG_MEMORY" default:"268435456" placeholder:"BYTES" help:"Memory for the newest events of all topics together (${default}); what has to go sooner is replayed."`
 	WriteTimeout   time.Duration `env:"COMMITCAST_WRITE_TIMEOUT" default:"10s" help:"How long a client may take not a single byte of what it is sent (${default})."`
 	Drain          time.Duration `env:"COMMITCAST_DRAIN" default:"5s" help:"Window over which clients are closed at shutdown (${default})."`
+	Canary         bool          `env:"COMMITCAST_CANARY" help:"Have an event of the topic commitcast/canary written every second, by one node for all, and watch it arrive through a socket of this node: commitcast_canary_… in /metrics."`
+	CanaryReady    time.Duration `env:"COMMITCAST_CANARY_READY" placeholder:"DURATION" help:"With --canary: this node is not ready while the newest event of the canary that has arrived is older, at least 5s (0: metrics only)."`
 	authFlags
 }
 
@@ -112,6 +114,9 @@ func (f *clientFlags) check() error {
 	}
 	if (f.TLSCert == "") != (f.TLSKey == "") {
 		return usageError{errors.New("--tls-cert and --tls-key go together")}
+	}
+	if f.CanaryReady != 0 && (!f.Canary || f.CanaryReady < 5*time.Second) {
+		return usageError{fmt.Errorf("--canary-ready=%v: needs --canary, and must be at least 5s: a takeover takes three", f.CanaryReady)}
 	}
 	if f.Drain < 0 {
 		return usageError{fmt.Errorf("--drain=%v: must not be negative", f.Drain)}

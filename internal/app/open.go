@@ -56,7 +56,7 @@ func OpenStream(ctx context.Context, redisURL string, log *slog.Logger, metrics 
 func openStream(ctx context.Context, redisURL string, secure *tls.Config, log *slog.Logger, metrics prometheus.Registerer) (stream.Stream, error) {
 	if redisURL == "" {
 		log.Info("no --redis-url: the stream is in this process, which serves one node only")
-		return stream.NewMemory(stream.MemoryConfig{}), nil
+		return stream.NewMemory(stream.MemoryConfig{Registerer: metrics}), nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, openTimeout)
 	defer cancel()

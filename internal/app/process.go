@@ -15,6 +15,7 @@ import (
 
 	"github.com/commitcast/commitcast/broadcaster"
 	"github.com/commitcast/commitcast/internal/journal"
+	poolmetrics "github.com/commitcast/commitcast/internal/pool"
 	"github.com/commitcast/commitcast/worker"
 )
 
@@ -44,7 +45,7 @@ func (f *processFlags) process(database, redis string, log *slog.Logger) (p *pro
 // and in draining.
 func (p *process) run(ctx context.Context, work *worker.Config, clients *clientFlags) error {
 	metrics := prometheus.NewRegistry()
-	metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), buildInfo())
 
 	// Listeners first of all: an address in use is an error before anything has begun.
 	var clientListener, opsListener net.Listener
@@ -74,6 +75,9 @@ func (p *process) run(ctx context.Context, work *worker.Config, clients *clientF
 		return err
 	}
 	defer pool.Close()
+	sessions := poolmetrics.NewCollector("process")
+	sessions.Watch(pool)
+	metrics.MustRegister(sessions)
 	s, err := openStream(ctx, p.redis, p.redisTLS, p.log, metrics)
 	if err != nil {
 		return err
@@ -99,9 +103,21 @@ func (p *process) run(ctx context.Context, work *worker.Config, clients *clientF
 		if err != nil {
 			return err
 		}
+		key, err := clients.canaryKey(&config)
+		if err != nil {
+			return err
+		}
 		b, err := broadcaster.New(journal.New(pool), s, config)
 		if err != nil {
 			return err
+		}
+		if clients.Canary {
+			c, err := clients.canary(pool, b, clientListener.Addr(), clientTLS, key, p.log, metrics)
+			if err != nil {
+				return err
+			}
+			stages = append([]stage{{"canary", c.Run}}, stages...) // the first to end: it must not see the others go
+			checks["canary"] = c.Ready
 		}
 		if clients.Auth == "off" {
 			p.log.Warn("authentication is off: everybody who reaches this address may read every topic", "listen", clientListener.Addr())
@@ -118,6 +134,7 @@ func (p *process) run(ctx context.Context, work *worker.Config, clients *clientF
 		face.identity.ClientURL = scheme + clientListener.Addr().String() + "/v1/ws"
 		p.log.Info("serving clients", "url", face.identity.ClientURL)
 	}
+	metrics.MustRegister(readiness(checks), expiries{"clients": clientTLS, "operators": p.opsDoor.tls})
 	if opsListener != nil {
 		stages = append(stages, serve("ops", opsListener, p.opsDoor.tls, opsHandler(checks, metrics, p.opsDoor, face), p.log))
 		scheme := "http://"

@@ -27,9 +27,10 @@ type need struct {
 	what    string // as in "Postgres 14 or later"
 	instead string // the environment variable that makes it unnecessary, "" = none
 	find    func() error
-	debian  []string // packages
-	brew    []string // formulae
-	cask    bool     // of brew
+	debian  []string                          // packages
+	brew    []string                          // formulae
+	cask    bool                              // of brew
+	unpack  func() (folder string, err error) // where the programs of the one Debian package go, which is not installed; nil = it is
 }
 
 var (
@@ -148,6 +149,19 @@ func ensure(ctx context.Context, out io.Writer, needs ...need) error {
 func install(ctx context.Context, out io.Writer, needs []need) error {
 	ctx, cancel := context.WithTimeout(ctx, installTimeout)
 	defer cancel()
+	if _, err := exec.LookPath("apt-get"); err == nil {
+		rest := needs[:0:0]
+		for _, n := range needs {
+			if n.unpack == nil {
+				rest = append(rest, n)
+			} else if err := unpack(ctx, out, n); err != nil {
+				return err
+			}
+		}
+		if needs = rest; len(needs) == 0 {
+			return nil
+		}
+	}
 
 	var packages []string
 	var commands []*exec.Cmd
@@ -189,14 +203,31 @@ func install(ctx context.Context, out io.Writer, needs []need) error {
 
 	fmt.Fprintf(out, "commitcast: installing %s with %s\n", strings.Join(packages, ", "), by)
 	for _, cmd := range commands {
-		cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // an interrupted apt-get leaves packages half configured
-		cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
-		cmd.WaitDelay = time.Minute
-		if output, err := cmd.CombinedOutput(); err != nil {
-			return fmt.Errorf("%s failed: %s", by, installFailure(string(output), err))
+		if err := runInstall(cmd, by); err != nil {
+			return err
 		}
 	}
 	return nil
+}
+
+func runInstall(cmd *exec.Cmd, by string) error {
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // an interrupted apt-get leaves packages half configured
+	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
+	cmd.WaitDelay = time.Minute
+	if output, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("%s failed: %s", by, installFailure(string(output), err))
+	}
+	return nil
+}
+
+// unpack takes the programs of a Debian package into a folder of this user.
+func unpack(ctx context.Context, out io.Writer, n need) error {
+	folder, err := n.unpack()
+	if err != nil {
+		return err
+	}
+	fmt.Fprintf(out, "commitcast: unpacking %s from the Debian package into %s, without installing it\n", n.debian[0], folder)
+	return runInstall(exec.CommandContext(ctx, "sh", "-c", extractDebian, "extract", n.debian[0], folder), "apt-get")
 }
 
 // lockInstall waits until no other process of this user installs.

@@ -44,9 +44,15 @@ func NewAuthority(t testing.TB) *Authority {
 // Issue makes a certificate for addresses and names, and its key, both in PEM. It is good for servers and clients.
 func (a *Authority) Issue(names ...string) (cert, key []byte) {
 	a.t.Helper()
+	return a.IssueUntil(time.Now().Add(time.Hour), names...)
+}
+
+// IssueUntil is Issue of one that expires, or has expired.
+func (a *Authority) IssueUntil(until time.Time, names ...string) (cert, key []byte) {
+	a.t.Helper()
 	own := newKey(a.t)
 	template := &x509.Certificate{SerialNumber: serial(a.t), Subject: pkix.Name{CommonName: names[0]},
-		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour), KeyUsage: x509.KeyUsageDigitalSignature,
+		NotBefore: time.Now().Add(-time.Hour), NotAfter: until, KeyUsage: x509.KeyUsageDigitalSignature,
 		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth}}
 	for _, name := range names {
 		if ip := net.ParseIP(name); ip != nil {
