@@ -2,6 +2,7 @@ package broadcaster
 
 import (
 	"cmp"
+	"maps"
 	"slices"
 	"time"
 )
@@ -77,23 +78,45 @@ func (b *Broadcaster) Clients(subject, after string, limit int) []ClientState {
 	slices.SortFunc(sessions, func(x, y *session) int { return cmp.Compare(x.id, y.id) })
 	list := make([]ClientState, 0, min(limit, len(sessions)))
 	for _, s := range sessions[:min(limit, len(sessions))] {
-		s.mu.Lock()
-		c := ClientState{Session: s.id, Since: s.came, Subscriptions: len(s.subs), Waiting: s.flushing}
-		if s.who != nil {
-			c.Subject = s.who.Subject
-		}
-		if s.from.IsValid() {
-			c.Address = s.from.String()
-		}
-		for _, sub := range s.subs {
-			if sub.state == subLive && sub.epoch == sub.s.b.Epoch() {
-				c.Behind += max(0, sub.t.head()-sub.cursor)
-			}
-		}
-		s.mu.Unlock()
-		list = append(list, c)
+		list = append(list, s.clientState())
 	}
 	return list
+}
+
+// ClientsBehind lists the connections that are furthest behind, at most limit, and none that has been sent everything. It looks at
+// every subscription.
+func (b *Broadcaster) ClientsBehind(limit int) []ClientState {
+	b.mu.RLock()
+	sessions := slices.Collect(maps.Keys(b.sessions))
+	b.mu.RUnlock()
+	list := []ClientState{}
+	for _, s := range sessions {
+		if c := s.clientState(); c.Behind > 0 {
+			list = append(list, c)
+		}
+	}
+	slices.SortFunc(list, func(x, y ClientState) int {
+		return cmp.Or(cmp.Compare(y.Behind, x.Behind), cmp.Compare(x.Session, y.Session))
+	})
+	return list[:min(limit, len(list))]
+}
+
+func (s *session) clientState() ClientState {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	c := ClientState{Session: s.id, Since: s.came, Subscriptions: len(s.subs), Waiting: s.flushing}
+	if s.who != nil {
+		c.Subject = s.who.Subject
+	}
+	if s.from.IsValid() {
+		c.Address = s.from.String()
+	}
+	for _, sub := range s.subs {
+		if sub.state == subLive && sub.epoch == sub.s.b.Epoch() {
+			c.Behind += max(0, sub.t.head()-sub.cursor)
+		}
+	}
+	return c
 }
 
 // TopicState is one topic that this node has in memory.

@@ -43,7 +43,7 @@ func (c *Console) act(ctx context.Context, action, target string, detail any, do
 			return err
 		}
 		var id int64
-		if err := tx.QueryRow(ctx, recordSQL, c.cfg.Who, action, clip(target), detailJSON(detail)).Scan(&id); err != nil {
+		if err := tx.QueryRow(ctx, recordSQL, c.cfg.Who, action, clip(target), c.detail(detail)).Scan(&id); err != nil {
 			return err
 		}
 		result, err := do(tx, id)
@@ -65,7 +65,7 @@ func (c *Console) refused(ctx context.Context, action, target string, detail any
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), auditTimeout)
 	defer cancel()
 	c.pool.Exec(ctx, `INSERT INTO commitcast.audit (who, action, target, detail, result, ended_at) VALUES ($1, $2, $3, $4, $5, clock_timestamp())`,
-		c.cfg.Who, action, clip(target), detailJSON(detail), clip("refused: "+strings.TrimPrefix(why.Error(), ErrConflict.Error()+": ")))
+		c.cfg.Who, action, clip(target), c.detail(detail), clip("refused: "+strings.TrimPrefix(why.Error(), ErrConflict.Error()+": ")))
 }
 
 // actElsewhere records an action, has it carried out by another process, and records what came of it.
@@ -74,7 +74,7 @@ func (c *Console) actElsewhere(ctx context.Context, action, target string, detai
 		return err
 	}
 	var id int64
-	if err := c.pool.QueryRow(ctx, recordSQL, c.cfg.Who, action, clip(target), detailJSON(detail)).Scan(&id); err != nil {
+	if err := c.pool.QueryRow(ctx, recordSQL, c.cfg.Who, action, clip(target), c.detail(detail)).Scan(&id); err != nil {
 		return wrap("recording the action", err)
 	}
 	result, err := do()
@@ -105,11 +105,27 @@ func (c *Console) Audit(ctx context.Context, before int64, limit int) ([]Record,
 	return nil, wrap("reading the record", err)
 }
 
-func detailJSON(detail any) []byte {
-	if detail == nil {
+// Recorded records an action of an operator that somebody else's code carries out, and what came of it.
+func (c *Console) Recorded(ctx context.Context, action, target string, detail any, do func() (result string, err error)) error {
+	return c.actElsewhere(ctx, action, target, detail, do)
+}
+
+// detail is what is recorded of an action besides its target, with the reason that was given for it.
+func (c *Console) detail(detail any) []byte {
+	if detail == nil && c.why == "" {
 		return nil
 	}
 	text, err := json.Marshal(detail)
+	if err == nil && c.why != "" {
+		all := map[string]any{}
+		if detail != nil {
+			err = json.Unmarshal(text, &all)
+		}
+		if err == nil {
+			all["why"] = c.why
+			text, err = json.Marshal(all)
+		}
+	}
 	if err != nil {
 		panic(err) // our own structs
 	}

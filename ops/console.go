@@ -2,13 +2,17 @@ package ops
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"net"
 	"net/http"
 	"os"
 	"os/user"
+	"slices"
 	"strconv"
+	"strings"
+	"sync"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -51,9 +55,12 @@ type Config struct {
 	Who string
 	// Token is what ops listeners ask for (--ops-token-file). It goes to Nodes and to loopback only. Default none.
 	Token string
-	// Nodes are addresses of ops listeners, host:port, besides those that the database knows: they are asked while it is away.
+	// Nodes are addresses of ops listeners, host:port or https://host:port, besides those that the database knows: they are asked
+	// while it is away. One that is named with https is not asked without, whatever its sessions say.
 	Nodes []string
-	// HTTP talks to nodes. Default: a client without proxy, and with limits.
+	// TLS is how ops listeners that serve TLS are spoken to. Default: their certificates are from an authority of the system.
+	TLS *tls.Config
+	// HTTP talks to nodes. Default: a client without proxy, with limits, and with TLS.
 	HTTP *http.Client
 }
 
@@ -62,6 +69,14 @@ type Console struct {
 	cfg   Config
 	pool  *pgxpool.Pool
 	redis *stream.Redis
+	why   string // of what it does, for the record
+	known *known
+}
+
+// known are the addresses that the database knew when it last answered: they are asked while it does not.
+type known struct {
+	mu        sync.Mutex
+	addresses []string
 }
 
 // New makes a Console. The pool need not be connected. redis is nil where there is none: one process, with its stream within.
@@ -75,18 +90,58 @@ func New(pool *pgxpool.Pool, redis *stream.Redis, cfg Config) *Console {
 			cfg.Who += "@" + host
 		}
 	}
-	if len(cfg.Who) > maxWho {
-		cfg.Who = cfg.Who[:maxWho]
+	cfg.Who = whole(cfg.Who)
+	cfg.Nodes = slices.Clone(cfg.Nodes)
+	for i, n := range cfg.Nodes {
+		cfg.Nodes[i] = strings.TrimSuffix(strings.TrimPrefix(n, "http://"), "/")
 	}
 	if cfg.HTTP == nil {
 		cfg.HTTP = &http.Client{Transport: &http.Transport{
 			DialContext:            (&net.Dialer{Timeout: lookTimeout}).DialContext,
+			TLSClientConfig:        cfg.TLS,
+			TLSHandshakeTimeout:    lookTimeout,
 			MaxIdleConnsPerHost:    2,
 			IdleConnTimeout:        10 * time.Second,
 			MaxResponseHeaderBytes: 64 << 10,
 		}, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
 	}
-	return &Console{cfg, pool, redis}
+	return &Console{cfg: cfg, pool: pool, redis: redis, known: &known{}}
+}
+
+// whole is a name that fits into the record.
+func whole(who string) string {
+	if len(who) > maxWho {
+		who = strings.ToValidUTF8(who[:maxWho], "")
+	}
+	return who
+}
+
+// As is the same Console in the name of an operator, with what it does recorded for a reason, if there is one.
+func (c *Console) As(who, why string) *Console {
+	as := *c
+	if who != "" {
+		as.cfg.Who = whole(who)
+	}
+	as.why = clip(why)
+	return &as
+}
+
+// May is what the role of this Console may do in the database.
+type May struct {
+	Act  bool `json:"act"`  // what operators order
+	Jobs bool `json:"jobs"` // change River's jobs
+}
+
+// May asks what this role may do.
+func (c *Console) May(ctx context.Context) (m May, err error) {
+	ctx, cancel := context.WithTimeout(ctx, lookTimeout)
+	defer cancel()
+	if err := c.ready(ctx); err != nil {
+		return m, err
+	}
+	err = c.pool.QueryRow(ctx, `SELECT has_function_privilege('commitcast.pause_partition(smallint,text,text)', 'EXECUTE') AND has_any_column_privilege('commitcast.audit', 'INSERT'),
+		has_table_privilege('commitcast.river_job', 'UPDATE') AND has_any_column_privilege('commitcast.audit', 'INSERT')`).Scan(&m.Act, &m.Jobs)
+	return m, wrap("asking for rights", err)
 }
 
 // Session sets a session up for a Console: the settings of its pool, before it is made.

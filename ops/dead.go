@@ -16,6 +16,8 @@ var (
 	deadListSQL string
 	//go:embed dead_topic.sql
 	deadTopicSQL string
+	//go:embed dead_attempts.sql
+	deadAttemptsSQL string
 	//go:embed dead_discard.sql
 	deadDiscardSQL string
 )
@@ -72,6 +74,36 @@ func (c *Console) DeadLetter(ctx context.Context, topic string, offset int64) (*
 		return nil, fmt.Errorf("%w: topic %q has no dead letter at offset %d; see: commitcast ops dead list", ErrNotFound, topic, offset)
 	}
 	return &list[0], nil
+}
+
+// Attempt is one that failed to publish a topic, as River has kept it.
+type Attempt struct {
+	At      time.Time `json:"at"`
+	Attempt int       `json:"attempt"`
+	Error   string    `json:"error"`
+}
+
+// DeadHistory is a dead letter with its data, and every attempt that its job has made.
+type DeadHistory struct {
+	DeadLetter
+	Attempted []Attempt `json:"attempted"` // the first one first; empty if River no longer has the job
+}
+
+// DeadHistory shows one, and how it came to be.
+func (c *Console) DeadHistory(ctx context.Context, topic string, offset int64) (*DeadHistory, error) {
+	d, err := c.DeadLetter(ctx, topic, offset)
+	if err != nil {
+		return nil, err
+	}
+	h := &DeadHistory{DeadLetter: *d, Attempted: []Attempt{}}
+	if d.Job == nil {
+		return h, nil
+	}
+	rows, err := c.pool.Query(ctx, deadAttemptsSQL, *d.Job)
+	if err == nil {
+		h.Attempted, err = pgx.CollectRows(rows, pgx.RowToStructByPos[Attempt])
+	}
+	return h, wrap("reading the attempts", err)
 }
 
 func (c *Console) dead(ctx context.Context, sql string, args ...any) ([]DeadLetter, error) {

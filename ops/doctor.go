@@ -367,7 +367,7 @@ func clientURL(n *Node) string {
 		return n.Identity.ClientURL
 	}
 	if ip := net.ParseIP(host); ip != nil && ip.IsUnspecified() {
-		if host, _, err = net.SplitHostPort(n.Address); err != nil {
+		if host, _, err = net.SplitHostPort(bare(n.Address)); err != nil {
 			return n.Identity.ClientURL
 		}
 	}

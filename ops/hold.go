@@ -17,8 +17,8 @@ const parkedBy = "parked by "
 // Pause stops sequencing of a partition, and within a second its publishing, until it is resumed: committed events wait in the
 // outbox. It is for when what would come out is wrong.
 func (c *Console) Pause(ctx context.Context, partition int, why string) error {
-	if partition < 0 || partition >= wire.Partitions {
-		return fmt.Errorf("%w: partitions are 0 to %d", ErrInvalid, wire.Partitions-1)
+	if err := checkPartition(partition); err != nil {
+		return err
 	}
 	return c.act(ctx, "pause", fmt.Sprintf("partition %d", partition), map[string]string{"why": why}, func(tx pgx.Tx, _ int64) (string, error) {
 		var paused bool
@@ -35,6 +35,13 @@ func (c *Console) Pause(ctx context.Context, partition int, why string) error {
 	})
 }
 
+func checkPartition(partition int) error {
+	if partition < 0 || partition >= wire.Partitions {
+		return fmt.Errorf("%w: partitions are 0 to %d", ErrInvalid, wire.Partitions-1)
+	}
+	return nil
+}
+
 // Resume ends the pause of a partition that was seen to have begun at a time.
 func (c *Console) Resume(ctx context.Context, partition int, since time.Time) error {
 	return c.act(ctx, "resume", fmt.Sprintf("partition %d", partition), nil, func(tx pgx.Tx, _ int64) (string, error) {
@@ -49,8 +56,8 @@ func (c *Console) Resume(ctx context.Context, partition int, since time.Time) er
 
 // Paused is since when a partition is paused.
 func (c *Console) Paused(ctx context.Context, partition int) (time.Time, error) {
-	if partition < 0 || partition >= wire.Partitions {
-		return time.Time{}, fmt.Errorf("%w: partitions are 0 to %d", ErrInvalid, wire.Partitions-1)
+	if err := checkPartition(partition); err != nil {
+		return time.Time{}, err
 	}
 	if err := c.ready(ctx); err != nil {
 		return time.Time{}, err

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"cmp"
 	"context"
+	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -58,7 +59,7 @@ type Identity struct {
 
 // Node is a process, as found.
 type Node struct {
-	Address   string             `json:"address"`         // of its ops listener
+	Address   string             `json:"address"`         // of its ops listener; with https:// if that serves TLS
 	Connected bool               `json:"connected"`       // it has a session with the database now
 	Error     string             `json:"error,omitempty"` // why it did not answer
 	Took      time.Duration      `json:"took_ns"`
@@ -105,21 +106,38 @@ func (c *Console) addresses(ctx context.Context) ([]string, error) {
 		return nil, wrap("looking for nodes", err)
 	}
 	list, err := pgx.CollectRows(rows, pgx.RowTo[string])
-	return list, wrap("looking for nodes", err)
+	if err != nil {
+		return nil, wrap("looking for nodes", err)
+	}
+	c.known.mu.Lock()
+	defer c.known.mu.Unlock()
+	c.known.addresses = list
+	return list, nil
 }
 
+// bare is an address without its scheme: the same listener, however it is named.
+func bare(address string) string { return strings.TrimPrefix(address, "https://") }
+
 // Nodes finds the processes and asks each. The error says that the database could not be asked; those that were named to the
-// Console are asked all the same.
+// Console, or were known when it last answered, are asked all the same.
 func (c *Console) Nodes(ctx context.Context) ([]*Node, error) {
 	qctx, cancel := context.WithTimeout(ctx, lookTimeout)
 	found, err := c.addresses(qctx)
 	cancel()
+	if err != nil {
+		c.known.mu.Lock()
+		found = c.known.addresses
+		c.known.mu.Unlock()
+	}
 	var nodes []*Node
 	for _, a := range found {
-		nodes = append(nodes, &Node{Address: a, Connected: true})
+		if slices.Contains(c.cfg.Nodes, "https://"+a) {
+			a = "https://" + a // what the operator said holds
+		}
+		nodes = append(nodes, &Node{Address: a, Connected: err == nil})
 	}
 	for _, a := range c.cfg.Nodes {
-		if !slices.Contains(found, a) {
+		if !slices.ContainsFunc(found, func(f string) bool { return bare(f) == bare(a) }) {
 			nodes = append(nodes, &Node{Address: a})
 		}
 	}
@@ -163,10 +181,10 @@ func (c *Console) Broadcaster(ctx context.Context, name string) (*Node, error) {
 	for _, n := range nodes {
 		if n.Identity != nil && n.Identity.Broadcaster != nil {
 			names = append(names, n.Name())
-			if n.Name() == name || n.Address == name {
+			if n.Name() == name || bare(n.Address) == bare(name) {
 				found = append(found, n)
 			}
-		} else if n.Address == name && n.Error != "" {
+		} else if bare(n.Address) == bare(name) && n.Error != "" {
 			return nil, fmt.Errorf("node %s does not answer: %s", name, n.Error)
 		}
 	}
@@ -194,6 +212,10 @@ type NodeClients struct {
 
 // Clients lists the clients of every broadcaster, or of one, after a session, at most limit of each.
 func (c *Console) Clients(ctx context.Context, node, subject, after string, limit int) ([]NodeClients, error) {
+	return c.clients(ctx, node, url.Values{"subject": {subject}, "after": {after}, "limit": {strconv.Itoa(page(limit))}})
+}
+
+func (c *Console) clients(ctx context.Context, node string, q url.Values) ([]NodeClients, error) {
 	var nodes []*Node
 	if node != "" {
 		n, err := c.Broadcaster(ctx, node)
@@ -209,7 +231,6 @@ func (c *Console) Clients(ctx context.Context, node, subject, after string, limi
 		nodes = slices.DeleteFunc(nodes, func(n *Node) bool { return n.Identity != nil && n.Identity.Broadcaster == nil })
 	}
 	list := make([]NodeClients, len(nodes))
-	q := url.Values{"subject": {subject}, "after": {after}, "limit": {strconv.Itoa(page(limit))}}
 	byNode := make(map[*Node]*NodeClients, len(nodes))
 	for i, n := range nodes {
 		list[i] = NodeClients{Node: n.Name(), Address: n.Address, Error: n.Error}
@@ -226,6 +247,12 @@ func (c *Console) Clients(ctx context.Context, node, subject, after string, limi
 		}
 	})
 	return list, nil
+}
+
+// ClientsBehind lists, for every broadcaster or for one, the clients that are furthest behind, at most limit of each. Those that have
+// been sent everything are not among them.
+func (c *Console) ClientsBehind(ctx context.Context, node string, limit int) ([]NodeClients, error) {
+	return c.clients(ctx, node, url.Values{"behind": {"1"}, "limit": {strconv.Itoa(page(limit))}})
 }
 
 // Acted is what a node did.
@@ -332,7 +359,11 @@ func (c *Console) ask(ctx context.Context, method, address, path string, body []
 }
 
 func (c *Console) fetch(ctx context.Context, method, address, path string, body []byte) ([]byte, error) {
-	req, err := http.NewRequestWithContext(ctx, method, "http://"+address+path, bytes.NewReader(body))
+	at := address
+	if !strings.HasPrefix(at, "https://") {
+		at = "http://" + at
+	}
+	req, err := http.NewRequestWithContext(ctx, method, at+path, bytes.NewReader(body))
 	if err != nil {
 		return nil, fmt.Errorf("%w: %q is not the address of an ops listener", ErrInvalid, address)
 	}
@@ -349,8 +380,12 @@ func (c *Console) fetch(ctx context.Context, method, address, path string, body 
 		if errors.As(err, &u) {
 			err = u.Err
 		}
-		if errors.Is(err, context.DeadlineExceeded) {
+		var unverified *tls.CertificateVerificationError
+		switch {
+		case errors.Is(err, context.DeadlineExceeded):
 			err = errors.New("no answer in time")
+		case errors.As(err, &unverified):
+			err = fmt.Errorf("%w; the authority of ops listeners is said with --node-ca", err)
 		}
 		return nil, err
 	}
@@ -362,7 +397,9 @@ func (c *Console) fetch(ctx context.Context, method, address, path string, body 
 	case resp.StatusCode == http.StatusUnauthorized && c.cfg.Token != "" && !trusted:
 		return nil, fmt.Errorf("%w: it wants a token; name it with --node", ErrForbidden)
 	case resp.StatusCode == http.StatusUnauthorized:
-		return nil, fmt.Errorf("%w: it wants the token of --ops-token-file", ErrForbidden)
+		return nil, fmt.Errorf("%w: it wants the token of --ops-token-file, or a certificate (--node-cert)", ErrForbidden)
+	case resp.StatusCode == http.StatusBadRequest && resp.TLS == nil && bytes.Contains(text, []byte("HTTPS server")):
+		return nil, errors.New("it serves TLS: name it with --node=https://" + address)
 	case resp.StatusCode == http.StatusConflict:
 		return nil, fmt.Errorf("%w: %s", ErrConflict, strings.TrimSpace(string(text)))
 	case resp.StatusCode != http.StatusOK:
@@ -371,17 +408,21 @@ func (c *Console) fetch(ctx context.Context, method, address, path string, body 
 	return text, nil
 }
 
-// trusts reports whether an address may get the token, which goes there in clear: the operator has named it, or it is on this
-// machine. Where only a session claims it, whoever may log in as a worker or reader would get the token.
+// trusts reports whether an address may get the token: the operator has named it, or it is on this machine. Where only a session
+// claims it, whoever may log in as a worker or reader would get the token. What was named without TLS may be spoken to with it, and
+// not the other way round.
 func (c *Console) trusts(address string) bool {
-	at, err := netip.ParseAddrPort(address) // strict: "127.0.0.1:1@elsewhere" is none
-	return err == nil && at.Addr().IsLoopback() || slices.Contains(c.cfg.Nodes, address)
+	at, err := netip.ParseAddrPort(bare(address)) // strict: "127.0.0.1:1@elsewhere" is none
+	return err == nil && at.Addr().IsLoopback() || slices.Contains(c.cfg.Nodes, address) || slices.Contains(c.cfg.Nodes, bare(address))
 }
+
+// replayed is counted for each source: who reads from the journal, when Redis has it, costs the database.
+const replayed = "commitcast_broadcaster_events_replayed_total"
 
 // counted are the counters that a look reads, summed over their labels.
 var counted = []string{
 	"commitcast_broadcaster_events_delivered_total", "commitcast_broadcaster_gaps_total", "commitcast_broadcaster_resets_total",
-	"commitcast_broadcaster_clients_stalled_total", "commitcast_broadcaster_connections_refused_total",
+	"commitcast_broadcaster_clients_stalled_total", "commitcast_broadcaster_connections_refused_total", replayed,
 	"commitcast_worker_sequenced_events_total", "commitcast_worker_published_events_total", "commitcast_worker_refused_attempts_total",
 }
 
@@ -396,9 +437,15 @@ func (c *Console) counters(ctx context.Context, address string) (map[string]floa
 	sums := make(map[string]float64)
 	for line := range strings.Lines(string(text)) {
 		name, rest, ok := strings.Cut(strings.TrimSpace(line), " ")
-		if i := strings.IndexByte(name, '{'); i >= 0 {
-			name = name[:i]
+		if base, labels, some := strings.Cut(name, "{"); some {
+			name = base
 			rest = line[strings.LastIndexByte(line, ' ')+1:]
+			if _, source, ok := strings.Cut(labels, `source="`); ok && name == replayed {
+				source, _, _ = strings.Cut(source, `"`)
+				if v, err := strconv.ParseFloat(strings.TrimSpace(rest), 64); err == nil {
+					sums[name+"/"+source] += v
+				}
+			}
 		}
 		if !ok || !slices.Contains(counted, name) {
 			continue

@@ -47,23 +47,15 @@ func (c *Console) redriving(ctx context.Context, where string, arg any) (*Redriv
 // time: workers go on.
 func (c *Console) Await(ctx context.Context, r *Redriving, each func(*Redriving)) (*Redriving, error) {
 	for {
-		now, err := c.Redriving(ctx, r.Topic)
-		switch {
-		case err == nil && now.Record == r.Record:
-			each(now)
-		case err != nil && !errors.Is(err, ErrNotFound):
+		now, ended, err := c.Progress(ctx, r)
+		if err != nil {
 			return nil, err
-		default:
-			ended := *r
-			err := c.pool.QueryRow(ctx, `SELECT coalesce(result, '') FROM commitcast.audit WHERE id = $1`, r.Record).Scan(&ended.Result)
-			if err != nil {
-				return nil, wrap("reading the result", err)
-			}
-			if ended.Result == "done" {
-				ended.Next = ended.Last + 1
-				each(&ended)
-			}
-			return &ended, nil
+		}
+		if !ended || now.Result == "done" {
+			each(now)
+		}
+		if ended {
+			return now, nil
 		}
 		select {
 		case <-ctx.Done():
@@ -71,6 +63,25 @@ func (c *Console) Await(ctx context.Context, r *Redriving, each func(*Redriving)
 		case <-time.After(tailEvery):
 		}
 	}
+}
+
+// Progress is how far a redrive is now, and whether it has ended.
+func (c *Console) Progress(ctx context.Context, r *Redriving) (now *Redriving, ended bool, err error) {
+	now, err = c.Redriving(ctx, r.Topic)
+	if err == nil && now.Record == r.Record {
+		return now, false, nil
+	}
+	if err != nil && !errors.Is(err, ErrNotFound) {
+		return nil, false, err
+	}
+	end := *r
+	if err := c.pool.QueryRow(ctx, `SELECT coalesce(result, '') FROM commitcast.audit WHERE id = $1`, r.Record).Scan(&end.Result); err != nil {
+		return nil, false, wrap("reading the result", err)
+	}
+	if end.Result == "done" {
+		end.Next = end.Last + 1
+	}
+	return &end, true, nil
 }
 
 // Plan is what a redrive would do, and what it was seen to be about.

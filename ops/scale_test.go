@@ -33,6 +33,9 @@ func TestListsByIndex(t *testing.T) {
 	d.exec(`INSERT INTO commitcast.audit (who, action, target) SELECT 'alice', 'pause', 'partition 3' FROM generate_series(1, 20000)`)
 	d.exec(`INSERT INTO commitcast.river_job (kind, args, max_attempts, state, queue, finalized_at)
 		SELECT 'topic_republish', jsonb_build_object('topic', 'market:' || i), 16, 'discarded', 'republish', now() FROM generate_series(1, 20000) i`)
+	d.exec(`UPDATE commitcast.dead_letter SET job = (SELECT id FROM commitcast.river_job ORDER BY id LIMIT 1) WHERE topic = 'market:7'`)
+	d.exec(`UPDATE commitcast.river_job SET errors = ARRAY['{"at":"2026-01-01T00:00:00Z","attempt":1,"error":"NOPERM"}', '{"at":"2026-01-01T00:00:01Z","attempt":2,"error":"NOPERM"}']::jsonb[]
+		WHERE id = (SELECT min(id) FROM commitcast.river_job)`)
 	d.exec(`ANALYZE`)
 	rows, err := d.pool.Query(t.Context(), `SELECT relname FROM pg_class WHERE relnamespace = 'commitcast'::regnamespace AND relkind = 'r' AND reltuples >= 10000`)
 	if err != nil {
@@ -72,7 +75,10 @@ func TestListsByIndex(t *testing.T) {
 			return len(l), err
 		}, 50},
 		{"topics by lag, later", func() (int, error) {
-			l, err := d.console.TopicsByLag(ctx, ops.TopicsQuery{Limit: 50, Skip: 10000})
+			l, err := d.console.TopicsByLag(ctx, ops.TopicsQuery{Limit: 50, Lag: 2, After: "market:5"})
+			if err == nil && (l[0].Lag() != 2 || l[0].Topic <= "market:5") {
+				t.Errorf("after a lag of 2 and market:5 comes %+v", l[0])
+			}
 			return len(l), err
 		}, 50},
 		{"topic", func() (int, error) { s, err := d.console.Topic(ctx, "market:77"); return int(s.Head), err }, 3},
@@ -95,6 +101,25 @@ func TestListsByIndex(t *testing.T) {
 			return len(l), err
 		}, 3},
 		{"a dead letter", func() (int, error) { l, err := d.console.DeadLetter(ctx, "market:7", 20007); return int(l.Offset), err }, 20007},
+		{"a dead letter's history", func() (int, error) {
+			h, err := d.console.DeadHistory(ctx, "market:7", 20007)
+			return len(h.Attempted), err
+		}, 2},
+		{"a shared look", func() (int, error) {
+			w := d.console.Watch()
+			defer w.Close()
+			l, err := w.Look(ctx, 0, 0)
+			return len(l.Partitions), err
+		}, 32},
+		{"where to follow from", func() (int, error) { r, err := d.console.Retained(ctx, "market:77"); return int(r.Head), err }, 3},
+		{"rights", func() (int, error) {
+			may, err := d.console.May(ctx)
+			if !may.Act {
+				t.Error("the owner may not act")
+			}
+			return 0, err
+		}, 0},
+		{"epochs", func() (int, error) { l, err := d.console.Epochs(ctx, 20); return len(l), err }, 1},
 		{"set aside", func() (int, error) { l, err := d.console.Parked(ctx, "market:5", 50); return len(l), err }, 50},
 		{"trace", func() (int, error) { l, err := d.console.Trace(ctx, "market:77", 2, 0); return int(l.Offset), err }, 2},
 		{"audit", func() (int, error) { l, err := d.console.Audit(ctx, 10000, 50); return len(l), err }, 50},

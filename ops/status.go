@@ -4,6 +4,7 @@ import (
 	"context"
 	_ "embed"
 	"fmt"
+	"strings"
 	"sync"
 	"time"
 
@@ -112,6 +113,19 @@ type Status struct {
 	Partitions     []Partition `json:"partitions"`
 	Nodes          []*Node     `json:"nodes"`
 	Findings       []Finding   `json:"findings"` // what is not as it should be, worst first
+}
+
+// Worst is the level of a hop: that of the worst finding whose hop begins with one of these names.
+func (s *Status) Worst(hops ...string) Level {
+	worst := Good
+	for _, f := range s.Findings {
+		for _, h := range hops {
+			if strings.HasPrefix(f.Hop, h) {
+				worst = worse(worst, f.Level)
+			}
+		}
+	}
+	return worst
 }
 
 // Status looks at every hop; at the rates, too, if over is more than 0: then it takes that long. It fails only if ctx ends.

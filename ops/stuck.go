@@ -39,6 +39,7 @@ type Finding struct {
 	Since   *time.Time `json:"since,omitempty"`
 	Affects string     `json:"affects,omitempty"`
 	Help    string     `json:"help,omitempty"` // the command, or what to do
+	Do      *Order     `json:"do,omitempty"`   // the same, where it is an action
 }
 
 func since(s float64) *time.Time {
@@ -59,7 +60,7 @@ type job struct {
 
 // findings says what is stuck, why, since when and what helps, the worst first.
 func (c *Console) findings(ctx context.Context, s *Status) []Finding {
-	var list []Finding
+	list := []Finding{}
 	add := func(f Finding) { list = append(list, f) }
 	d := &s.Database
 	if !d.Up {
@@ -118,7 +119,7 @@ func (c *Console) findNode(s *Status, n *Node, add func(Finding)) {
 	if n.Identity == nil {
 		level, what := Warning, "a process is connected to the database, and its ops listener cannot be asked"
 		if !n.Connected {
-			level, what = Problem, "a node that was named does not answer"
+			level, what = Problem, "a node that was named, or was connected before, does not answer"
 		}
 		add(Finding{Level: level, Hop: "node " + n.Address, What: what, Why: n.Error,
 			Help: "see whether it runs, and whether --ops-listen (or --ops-advertise) can be reached from here; --ops-token-file, if it wants a token"})
@@ -134,7 +135,8 @@ func (c *Console) findNode(s *Status, n *Node, add func(Finding)) {
 	hop := "broadcaster " + b.Node
 	switch {
 	case b.Drained:
-		add(Finding{Level: Warning, Hop: hop, What: "it was drained and takes no clients", Help: "commitcast ops drain --undo " + b.Node})
+		add(Finding{Level: Warning, Hop: hop, What: "it was drained and takes no clients", Help: "commitcast ops drain --undo " + b.Node,
+			Do: &Order{Action: Undrain, Node: n.Address}})
 	case b.Polling && s.Database.Up:
 		add(Finding{Level: Warning, Hop: hop, What: "it hears nothing from Redis and polls the journal", Why: b.Ready,
 			Affects: plural(b.Connections, "client") + ": events are a quarter of a second late", Help: "see whether Redis answers there; push returns by itself"})
@@ -197,7 +199,7 @@ func (c *Console) findPartitions(ctx context.Context, s *Status, workers int, ad
 			}
 			add(Finding{Level: level, Hop: "operator", What: where + " is paused", Why: why, Since: p.PausedAt,
 				Affects: fmt.Sprintf("its topics, a thirty-second of all; %s wait", plural(p.Waiting+p.Unpublished(), "event")),
-				Help:    fmt.Sprintf("commitcast ops resume %d", p.ID)})
+				Help:    fmt.Sprintf("commitcast ops resume %d", p.ID), Do: &Order{Action: Resume, Partition: int(p.ID)}})
 			continue
 		}
 		owner := ""
@@ -241,7 +243,8 @@ func (c *Console) findParked(ctx context.Context, s *Status, add func(Finding)) 
 	}
 	for _, p := range parked {
 		f := Finding{Level: Warning, Hop: "redis", What: fmt.Sprintf("topic %s is set aside from offset %d on", p.Topic, p.From), Why: p.Error, Since: &p.At,
-			Affects: "its subscribers, who are served from the journal, about a second late", Help: "remove the cause; to try at once: commitcast ops redrive " + p.Topic}
+			Affects: "its subscribers, who are served from the journal, about a second late", Help: "remove the cause; to try at once: commitcast ops redrive " + p.Topic,
+			Do: &Order{Action: Redrive, Topic: p.Topic}}
 		if p.DiedAt != nil {
 			f.Level = Problem
 			f.What = fmt.Sprintf("topic %s is given up from offset %d on", p.Topic, p.From)

@@ -45,11 +45,14 @@ type TopicLine struct {
 	LastAt      *time.Time `json:"last_at,omitempty"` // of the newest event, if it is retained; by name only
 }
 
+// Lag is by how many events a topic is behind, as lists by lag order it.
+func (l *TopicLine) Lag() int64 { return l.Waiting + l.Unpublished }
+
 // TopicsQuery chooses a page of topics.
 type TopicsQuery struct {
 	Prefix string // by name only
-	After  string // the last name of the page before; by name only
-	Skip   int    // by lag only
+	After  string // the last name of the page before
+	Lag    int64  // its lag; by lag only
 	Limit  int
 }
 
@@ -74,7 +77,11 @@ func (c *Console) TopicsByLag(ctx context.Context, q TopicsQuery) ([]TopicLine, 
 	if q.Prefix != "" {
 		return nil, fmt.Errorf("%w: a list by lag has no prefix", ErrInvalid)
 	}
-	return c.topics(ctx, topicsByLagSQL, page(q.Limit), max(0, q.Skip), lagLook)
+	var lag any // none: from the beginning on
+	if q.After != "" {
+		lag = q.Lag
+	}
+	return c.topics(ctx, topicsByLagSQL, page(q.Limit), lag, lagLook, q.After)
 }
 
 func (c *Console) topics(ctx context.Context, sql string, args ...any) ([]TopicLine, error) {
@@ -164,6 +171,29 @@ func (c *Console) Topic(ctx context.Context, name string) (*Topic, error) {
 		}
 	}
 	return t, nil
+}
+
+// Retained is what the journal holds of a topic: from where it can be followed.
+type Retained struct {
+	Epoch string `json:"epoch"` // the current one
+	First int64  `json:"first"` // the oldest offset; 0: none
+	Head  int64  `json:"head"`
+}
+
+// Retained tells from where a topic can be followed, at the least cost. A topic that has no event yet can be followed from 0.
+func (c *Console) Retained(ctx context.Context, name string) (r Retained, err error) {
+	if !wire.ValidTopic(name) {
+		return r, fmt.Errorf("%w: %.144q is not the name of a topic", ErrInvalid, name)
+	}
+	if r.Epoch, err = c.epoch(ctx); err != nil {
+		return r, err
+	}
+	err = c.pool.QueryRow(ctx, `SELECT t.head, coalesce((SELECT j."offset" FROM commitcast.journal j WHERE j.topic = t.topic ORDER BY j."offset" LIMIT 1), 0)
+		FROM commitcast.topic t WHERE t.topic = $1`, name).Scan(&r.Head, &r.First)
+	if errors.Is(err, pgx.ErrNoRows) {
+		err = nil
+	}
+	return r, wrap("reading the head", err)
 }
 
 // noTopic says why there is none: perhaps its first event waits to be sequenced.

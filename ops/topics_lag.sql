@@ -1,6 +1,6 @@
 -- Called by: Console.Topics. Locks: none.
 -- Topics with events that are not sequenced, not published, or held back because the topic is set aside: those with the most first,
--- $1 of them after $2. Of each partition the oldest $3 of each kind are looked at, and at most that many topics that are set aside.
+-- $1 of them after ($2, $4), a lag and a name; a null lag is the beginning. Of each partition the oldest $3 of each kind are looked at, and at most that many topics that are set aside.
 WITH waiting AS (
     SELECT w.topic, count(*) AS n, min(w.created_at) AS since
     FROM commitcast.partition p CROSS JOIN LATERAL (
@@ -20,7 +20,8 @@ WITH waiting AS (
         least(w.since, u.since, a.parked_at) AS since, a.parked_from, a.died_at
     FROM waiting w FULL JOIN unpublished u USING (topic) FULL JOIN aside a USING (topic)
 ), listed AS (
-    SELECT * FROM lag ORDER BY waiting + unpublished DESC, topic OFFSET $2 LIMIT $1
+    SELECT * FROM lag WHERE $2::bigint IS NULL OR (-(waiting + unpublished), topic) > (-$2::bigint, $4::text COLLATE "C")
+    ORDER BY waiting + unpublished DESC, topic LIMIT $1
 )
 SELECT l.topic, commitcast.partition_of(l.topic), coalesce((SELECT t.head FROM commitcast.topic t WHERE t.topic = l.topic), 0), l.unpublished, l.waiting,
     coalesce(extract(epoch FROM clock_timestamp() - l.since)::float8, 0), l.parked_from, l.died_at, NULL::timestamptz

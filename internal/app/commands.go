@@ -97,6 +97,8 @@ type allCommand struct {
 	workerFlags
 	processFlags
 	clientFlags
+	nodeTLSFlags
+	ConsoleNodes []string `env:"COMMITCAST_NODES" placeholder:"HOST:PORT" help:"Ops listeners that the console asks besides those that the database knows, https://HOST:PORT if they serve TLS."`
 }
 
 // Run runs a worker and a broadcaster until ctx ends.
@@ -110,6 +112,10 @@ func (c *allCommand) Run(ctx context.Context, s *streams) error {
 	config := c.worker()
 	p, err := c.process(c.DatabaseURL, c.RedisURL, c.logger(s))
 	if err != nil {
+		return err
+	}
+	p.nodes = c.ConsoleNodes
+	if p.nodeTLS, err = c.nodeTLS(p.log); err != nil {
 		return err
 	}
 	return p.run(ctx, &config, &c.clientFlags)

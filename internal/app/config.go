@@ -33,9 +33,14 @@ type processFlags struct {
 	OpsTLSKey    string `name:"ops-tls-key" env:"COMMITCAST_OPS_TLS_KEY" placeholder:"FILE" help:"The key of --ops-tls-cert."`
 	OpsClientCA  string `name:"ops-client-ca" env:"COMMITCAST_OPS_CLIENT_CA" placeholder:"FILE" help:"The authority of operators' certificates, in PEM: one of these does for the token."`
 	OpsAdvertise string `env:"COMMITCAST_OPS_ADVERTISE" placeholder:"HOST:PORT" help:"Where operators reach --ops-listen, if not there: told to the database with each session, which is how they find this process."`
-	LogLevel     string `env:"COMMITCAST_LOG_LEVEL" enum:"debug,info,warn,error" default:"info" help:"debug, info, warn or error (${default})."`
-	LogFormat    string `env:"COMMITCAST_LOG_FORMAT" enum:"text,json" default:"text" help:"text or json (${default})."`
+	logFlags
 	redisTLSFlags
+}
+
+// logFlags say what is logged.
+type logFlags struct {
+	LogLevel  string `env:"COMMITCAST_LOG_LEVEL" enum:"debug,info,warn,error" default:"info" help:"debug, info, warn or error (${default})."`
+	LogFormat string `env:"COMMITCAST_LOG_FORMAT" enum:"text,json" default:"text" help:"text or json (${default})."`
 }
 
 // workerFlags are those of commands that run a worker.
@@ -147,7 +152,7 @@ func loopback(addr string) bool {
 }
 
 // logger makes the process's logger.
-func (f *processFlags) logger(s *streams) *slog.Logger {
+func (f *logFlags) logger(s *streams) *slog.Logger {
 	var level slog.Level
 	level.UnmarshalText([]byte(f.LogLevel)) // an enum of kong's: always valid
 	options := &slog.HandlerOptions{Level: level}

@@ -28,6 +28,7 @@ type nodeFace struct {
 	identity    ops.Identity
 	worker      *worker.Worker
 	broadcaster *broadcaster.Broadcaster
+	console     http.Handler // nil: there is none here
 }
 
 func newNodeFace() *nodeFace {
@@ -60,6 +61,10 @@ func (n *nodeFace) serve(mux *http.ServeMux, door *opsDoor) {
 	b := n.broadcaster
 	handle("GET "+ops.PathClients, func(w http.ResponseWriter, r *http.Request) {
 		q := r.URL.Query()
+		if q.Get("behind") != "" {
+			answer(w, b.ClientsBehind(limitOf(q.Get("limit"))))
+			return
+		}
 		answer(w, b.Clients(q.Get("subject"), q.Get("after"), limitOf(q.Get("limit"))))
 	})
 	handle("GET "+ops.PathTopics, func(w http.ResponseWriter, r *http.Request) {
@@ -149,6 +154,11 @@ func (p *process) announce(l net.Listener) string {
 			}
 		}
 	}
+	// Who asks has to know that it is TLS before it asks.
+	if p.opsDoor.tls != nil && !strings.Contains(at, "://") {
+		at = "https://" + at
+	}
+	at = strings.TrimPrefix(at, "http://")
 	// The longest name of a session is that of a worker's listener.
 	if len("commitcast listener@")+len(at) > maxAppName {
 		p.log.Warn("operators cannot find this process: the address of its ops listener is too long; say a shorter one with --ops-advertise", "address", at)

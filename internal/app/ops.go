@@ -21,6 +21,9 @@ import (
 func opsHandler(checks map[string]func() error, metrics *prometheus.Registry, door *opsDoor, node *nodeFace) http.Handler {
 	mux := http.NewServeMux()
 	node.serve(mux, door)
+	if node.console != nil {
+		serveConsole(mux, node.console)
+	}
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, r *http.Request) {
 		fmt.Fprintln(w, "ok")
 	})
@@ -53,12 +56,17 @@ func opsHandler(checks map[string]func() error, metrics *prometheus.Registry, do
 		}
 		prom.ServeHTTP(w, r)
 	})
+	return door.named(mux)
+}
+
+// named refuses names that were pointed here, where there is nothing that a page of theirs would lack.
+func (d *opsDoor) named(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if door.open() && !isAddress(r.Host) {
+		if d.open() && !isAddress(r.Host) {
 			http.Error(w, "without --ops-token-file or --ops-client-ca, this is answered by address or as localhost only", http.StatusMisdirectedRequest)
 			return
 		}
-		mux.ServeHTTP(w, r)
+		next.ServeHTTP(w, r)
 	})
 }
 

@@ -113,12 +113,7 @@ func (c *deadRetry) Run(ctx context.Context, s *streams) error {
 		r := opsRedrive{opsFlags: c.opsFlags, actFlags: c.actFlags, Topic: c.Topic}
 		return r.Run(ctx, s)
 	}
-	return c.with(ctx, func(console *ops.Console) error {
-		return c.act(s, "have every topic that is given up tried again", func() (string, error) {
-			taken, err := console.RedriveAll(ctx)
-			return fmt.Sprintf("%s topics are tried again, by workers; see: commitcast ops stuck", count(int64(len(taken)))), err
-		})
-	})
+	return c.order(ctx, s, &c.actFlags, ops.Order{Action: ops.RedriveAll})
 }
 
 type deadDiscard struct {
@@ -130,35 +125,7 @@ type deadDiscard struct {
 }
 
 func (c *deadDiscard) Run(ctx context.Context, s *streams) error {
-	return c.with(ctx, func(console *ops.Console) error {
-		var seen []ops.DeadLetter
-		if len(c.Offsets) == 0 {
-			list, err := console.DeadLetters(ctx, ops.DeadQuery{Topic: c.Topic, Limit: ops.MaxPage})
-			if err != nil {
-				return err
-			}
-			if len(list) == 0 {
-				return fmt.Errorf("%w: topic %q has no dead letters", ops.ErrNotFound, c.Topic)
-			}
-			seen = list
-		}
-		for _, o := range c.Offsets {
-			d, err := console.DeadLetter(ctx, c.Topic, o)
-			if err != nil {
-				return err
-			}
-			seen = append(seen, *d)
-		}
-		lost := 0
-		for _, d := range seen {
-			if d.RedrivenAt == nil {
-				lost++
-			}
-		}
-		return c.act(s, fmt.Sprintf("remove %d dead letters of %s, of which %d were never published", len(seen), c.Topic, lost), func() (string, error) {
-			return fmt.Sprintf("%d removed", len(seen)), console.Discard(ctx, c.Topic, seen, c.Lose)
-		})
-	})
+	return c.order(ctx, s, &c.actFlags, ops.Order{Action: ops.Discard, Topic: c.Topic, Offsets: c.Offsets, Lose: c.Lose})
 }
 
 type opsRedrive struct {
@@ -172,33 +139,23 @@ type opsRedrive struct {
 
 func (c *opsRedrive) Run(ctx context.Context, s *streams) error {
 	return c.with(ctx, func(console *ops.Console) error {
-		plan, err := console.PlanRedrive(ctx, c.Topic, c.From, c.To)
+		p, err := console.Propose(ctx, ops.Order{Action: ops.Redrive, Topic: c.Topic, From: c.From, To: c.To})
 		if err != nil {
 			return err
-		}
-		what := fmt.Sprintf("publish %s events of %s, %d to %d, in order", count(plan.Events), c.Topic, plan.First, plan.Last)
-		if plan.Retries {
-			what = fmt.Sprintf("have topic %s, which is being tried now and then, tried at once", c.Topic)
 		}
 		if c.DryRun && c.JSON {
-			return c.show(s, plan, nil)
+			return c.show(s, p.Plan, nil)
 		}
-		if ok, err := c.confirm(s, os.Stdin, what); err != nil || !ok {
+		if ok, err := c.confirm(s, os.Stdin, p.What); err != nil || !ok {
 			return err
 		}
-		r, err := console.Redrive(ctx, plan)
+		out, err := console.Carry(ctx, p)
 		if err != nil {
 			return err
 		}
-		if r == nil {
-			return c.show(s, map[string]string{"topic": c.Topic, "result": "tried now"}, func(p *page) {
-				p.line("Its job runs now; see: commitcast ops topic %s", c.Topic)
-			})
-		}
-		if c.NoWait || plan.Events == 0 {
-			return c.show(s, r, func(p *page) {
-				p.line("Ordered, as record %d; workers do it. See: commitcast ops topic %s", r.Record, c.Topic)
-			})
+		r := out.Redriving
+		if r == nil || c.NoWait {
+			return c.show(s, out, func(p *page) { p.line("%s", out.Says) })
 		}
 		progress := bar{p: newPage(s.err)}
 		ended, err := console.Await(ctx, r, func(r *ops.Redriving) {
@@ -245,15 +202,7 @@ type opsPark struct {
 }
 
 func (c *opsPark) Run(ctx context.Context, s *streams) error {
-	return c.with(ctx, func(console *ops.Console) error {
-		if _, err := console.Topic(ctx, c.Topic); err != nil {
-			return err
-		}
-		return c.act(s, fmt.Sprintf("set topic %s aside: nothing of it goes to Redis, and its subscribers are served from the journal, about a second late", c.Topic), func() (string, error) {
-			from, err := console.Park(ctx, c.Topic, c.Why)
-			return fmt.Sprintf("%s is parked from offset %d on; end it with: commitcast ops release %s", c.Topic, from, c.Topic), err
-		})
-	})
+	return c.order(ctx, s, &c.actFlags, ops.Order{Action: ops.Park, Topic: c.Topic, Why: c.Why})
 }
 
 type opsPause struct {
@@ -264,11 +213,7 @@ type opsPause struct {
 }
 
 func (c *opsPause) Run(ctx context.Context, s *streams) error {
-	return c.with(ctx, func(console *ops.Console) error {
-		return c.act(s, fmt.Sprintf("pause partition %d: nothing new of a thirty-second of all topics reaches anybody until it is resumed", c.Partition), func() (string, error) {
-			return fmt.Sprintf("partition %d is paused; end it with: commitcast ops resume %d", c.Partition, c.Partition), console.Pause(ctx, c.Partition, c.Why)
-		})
-	})
+	return c.order(ctx, s, &c.actFlags, ops.Order{Action: ops.Pause, Partition: c.Partition, Why: c.Why})
 }
 
 type opsResume struct {
@@ -278,15 +223,7 @@ type opsResume struct {
 }
 
 func (c *opsResume) Run(ctx context.Context, s *streams) error {
-	return c.with(ctx, func(console *ops.Console) error {
-		since, err := console.Paused(ctx, c.Partition)
-		if err != nil {
-			return err
-		}
-		return c.act(s, fmt.Sprintf("resume partition %d, which was paused %s ago", c.Partition, ago(&since)), func() (string, error) {
-			return fmt.Sprintf("partition %d goes on", c.Partition), console.Resume(ctx, c.Partition, since)
-		})
-	})
+	return c.order(ctx, s, &c.actFlags, ops.Order{Action: ops.Resume, Partition: c.Partition})
 }
 
 type opsDrain struct {
@@ -297,23 +234,11 @@ type opsDrain struct {
 }
 
 func (c *opsDrain) Run(ctx context.Context, s *streams) error {
-	return c.with(ctx, func(console *ops.Console) error {
-		n, err := console.Broadcaster(ctx, c.Name)
-		if err != nil {
-			return err
-		}
-		what := fmt.Sprintf("send the %d clients of %s elsewhere, and let it take no more", n.Identity.Broadcaster.Connections, n.Name())
-		if c.Undo {
-			what = fmt.Sprintf("let %s take clients again", n.Name())
-		}
-		return c.act(s, what, func() (string, error) {
-			a, err := console.Drain(ctx, n.Address, c.Undo)
-			if c.Undo {
-				return a.Node + " takes clients again", err
-			}
-			return fmt.Sprintf("%s is drained: %d clients were sent away. End it with: commitcast ops drain --undo %s", a.Node, a.Clients, a.Node), err
-		})
-	})
+	o := ops.Order{Action: ops.Drain, Node: c.Name}
+	if c.Undo {
+		o.Action = ops.Undrain
+	}
+	return c.order(ctx, s, &c.actFlags, o)
 }
 
 type opsDisconnect struct {
@@ -323,23 +248,7 @@ type opsDisconnect struct {
 }
 
 func (c *opsDisconnect) Run(ctx context.Context, s *streams) error {
-	return c.with(ctx, func(console *ops.Console) error {
-		return c.act(s, fmt.Sprintf("close every connection of %s; it may come back: its token stays good", c.Subject), func() (string, error) {
-			acted, err := console.Disconnect(ctx, c.Subject)
-			var lines []string
-			for _, a := range acted {
-				if a.Error != "" {
-					lines = append(lines, visible(fmt.Sprintf("%s: %s", a.Node, a.Error)))
-				} else {
-					lines = append(lines, visible(fmt.Sprintf("%s: %d closed", a.Node, a.Clients)))
-				}
-			}
-			if err != nil && len(lines) > 0 {
-				fmt.Fprintln(s.out, strings.Join(lines, "\n"))
-			}
-			return strings.Join(lines, "\n"), err
-		})
-	})
+	return c.order(ctx, s, &c.actFlags, ops.Order{Action: ops.Disconnect, Subject: c.Subject})
 }
 
 type opsEpoch struct {
@@ -375,14 +284,5 @@ type epochBump struct {
 }
 
 func (c *epochBump) Run(ctx context.Context, s *streams) error {
-	return c.with(ctx, func(console *ops.Console) error {
-		list, err := console.Epochs(ctx, 1)
-		if err != nil {
-			return err
-		}
-		return c.act(s, fmt.Sprintf("end epoch %s and begin a new one: every subscriber's cursor is looked at again", list[0].Name), func() (string, error) {
-			epoch, err := console.BumpEpoch(ctx, list[0].Name, c.Why)
-			return "the epoch is " + epoch, err
-		})
-	})
+	return c.order(ctx, s, &c.actFlags, ops.Order{Action: ops.BumpEpoch, Why: c.Why})
 }

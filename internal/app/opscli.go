@@ -3,6 +3,7 @@ package app
 import (
 	"bufio"
 	"context"
+	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -19,6 +20,7 @@ import (
 
 // opsCommand are the tools of operators: in the order in which somebody who is woken up needs them.
 type opsCommand struct {
+	Serve      opsServe      `cmd:"" help:"Serve the console: all of this in a browser."`
 	Status     opsStatus     `cmd:"" help:"Is it us? Every hop from writers to subscribers: rate, what waits, since when. Answers with Redis or Postgres down."`
 	Stuck      opsStuck      `cmd:"" help:"Where is it stuck, why, since when, who is affected, and the command that helps."`
 	Topics     opsTopics     `cmd:"" help:"Topics, by name or those that are behind."`
@@ -39,14 +41,67 @@ type opsCommand struct {
 	Doctor     opsDoctor     `cmd:"" help:"Check a deployment, before and during use, and say what to change. It appends an event of the topic commitcast/canary, unless --no-event."`
 }
 
-// opsFlags are those of every command.
-type opsFlags struct {
+// lookFlags say what there is to look at.
+type lookFlags struct {
 	databaseFlags
 	streamFlags
-	Node     []string `env:"COMMITCAST_NODES" placeholder:"HOST:PORT" help:"Ops listeners besides those that the database knows: they are asked even while it is down, and get the token."`
+	redisTLSFlags
+	nodeTLSFlags
+	Node     []string `env:"COMMITCAST_NODES" placeholder:"HOST:PORT" help:"Ops listeners besides those that the database knows, https://HOST:PORT if they serve TLS: they are asked even while it is down, and get the token."`
 	OpsToken string   `name:"ops-token-file" env:"COMMITCAST_OPS_TOKEN_FILE" placeholder:"FILE" help:"The token of ops listeners: it goes to those named with --node, and to this machine, only."`
-	Operator string   `env:"COMMITCAST_OPERATOR" placeholder:"NAME" help:"Who you are, for the record (user@host)."`
-	JSON     bool     `name:"json" help:"JSON instead of tables."`
+}
+
+// opsFlags are those of every command.
+type opsFlags struct {
+	lookFlags
+	Operator string `env:"COMMITCAST_OPERATOR" placeholder:"NAME" help:"Who you are, for the record (user@host)."`
+	JSON     bool   `name:"json" help:"JSON instead of tables."`
+}
+
+// nodeTLSFlags say how ops listeners that serve TLS are spoken to.
+type nodeTLSFlags struct {
+	NodeCA   string `name:"node-ca" env:"COMMITCAST_NODE_CA" placeholder:"FILE" help:"The authority that certificates of ops listeners are from, in PEM (those of the system)."`
+	NodeCert string `name:"node-cert" env:"COMMITCAST_NODE_CERT" placeholder:"FILE" help:"A certificate in PEM to show to ops listeners (their --ops-client-ca). It is read again when it has changed."`
+	NodeKey  string `name:"node-key" env:"COMMITCAST_NODE_KEY" placeholder:"FILE" help:"The key of --node-cert."`
+}
+
+// nodeTLS is how ops listeners are spoken to.
+func (f *nodeTLSFlags) nodeTLS(log *slog.Logger) (*tls.Config, error) {
+	if (f.NodeCert == "") != (f.NodeKey == "") {
+		return nil, usageError{errors.New("--node-cert and --node-key go together")}
+	}
+	config := &tls.Config{MinVersion: tls.VersionTLS12}
+	if f.NodeCA != "" {
+		pool, err := readAuthority(f.NodeCA)
+		if err != nil {
+			return nil, usageError{fmt.Errorf("--node-ca=%s: %w", f.NodeCA, err)}
+		}
+		config.RootCAs = pool
+	}
+	if f.NodeCert != "" {
+		c, err := openCertificate(f.NodeCert, f.NodeKey, log)
+		if err != nil {
+			return nil, usageError{fmt.Errorf("--node-cert, --node-key: %w", err)}
+		}
+		config.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return c.get(nil) }
+	}
+	return config, nil
+}
+
+// sight is what lookFlags open. Nothing need answer yet.
+type sight struct {
+	pool    *pgxpool.Pool
+	redis   *stream.Redis // nil: none is named
+	console *ops.Console
+	token   string
+}
+
+func (s *sight) close() {
+	s.console.Close()
+	if s.redis != nil {
+		s.redis.Close()
+	}
+	s.pool.Close()
 }
 
 // actFlags are those of commands that change something.
@@ -55,63 +110,72 @@ type actFlags struct {
 	Yes    bool `short:"y" help:"Do not ask."`
 }
 
-// console opens what there is. Nothing need answer yet.
-func (f *opsFlags) console(ctx context.Context) (*ops.Console, func(), error) {
-	if f.DatabaseURL == "" {
-		return nil, nil, usageError{errors.New("--database-url is empty")}
-	}
-	config, err := pgxpool.ParseConfig(f.DatabaseURL)
-	if err != nil {
-		return nil, nil, fmt.Errorf("--database-url: %w", err)
-	}
-	ops.Session(config.ConnConfig)
-	config.MaxConns = 4
-	if config.ConnConfig.ConnectTimeout == 0 || config.ConnConfig.ConnectTimeout > openTimeout {
-		config.ConnConfig.ConnectTimeout = openTimeout
-	}
-	token := ""
+// open opens what there is. who is the operator; "" is the user of this process.
+func (f *lookFlags) open(ctx context.Context, who string, conns int32, log *slog.Logger) (*sight, error) {
+	s := new(sight)
 	if f.OpsToken != "" {
 		text, err := readSmall(f.OpsToken)
 		if err != nil {
-			return nil, nil, usageError{fmt.Errorf("--ops-token-file=%s: %w", f.OpsToken, err)}
+			return nil, usageError{fmt.Errorf("--ops-token-file=%s: %w", f.OpsToken, err)}
 		}
-		token = strings.TrimSpace(string(text))
+		s.token = strings.TrimSpace(string(text))
 	}
-	for i, n := range f.Node {
-		f.Node[i] = strings.TrimSuffix(strings.TrimPrefix(n, "http://"), "/")
+	secure, err := f.nodeTLS(log)
+	if err != nil {
+		return nil, err
+	}
+	redisTLS, err := f.redisTLS(f.RedisURL, log)
+	if err != nil {
+		return nil, err
+	}
+	if s.pool, err = openLooks(ctx, f.DatabaseURL, conns); err != nil {
+		return nil, err
+	}
+	if f.RedisURL != "" {
+		octx, cancel := context.WithTimeout(ctx, openTimeout)
+		s.redis, err = stream.NewRedis(octx, f.RedisURL, stream.RedisConfig{TLS: redisTLS, Logger: slog.New(slog.DiscardHandler)})
+		cancel()
+		if err != nil {
+			s.pool.Close()
+			return nil, fmt.Errorf("redis: %w", err)
+		}
+	}
+	s.console = ops.New(s.pool, s.redis, ops.Config{Who: who, Token: s.token, Nodes: f.Node, TLS: secure})
+	return s, nil
+}
+
+// openLooks makes a pool for a Console. It is not connected yet.
+func openLooks(ctx context.Context, url string, conns int32) (*pgxpool.Pool, error) {
+	if url == "" {
+		return nil, usageError{errors.New("--database-url is empty")}
+	}
+	config, err := pgxpool.ParseConfig(url)
+	if err != nil {
+		return nil, fmt.Errorf("--database-url: %w", err)
+	}
+	ops.Session(config.ConnConfig)
+	config.MaxConns = conns
+	if config.ConnConfig.ConnectTimeout == 0 || config.ConnConfig.ConnectTimeout > openTimeout {
+		config.ConnConfig.ConnectTimeout = openTimeout
 	}
 	pool, err := pgxpool.NewWithConfig(ctx, config)
 	if err != nil {
-		return nil, nil, fmt.Errorf("database: %w", err)
+		return nil, fmt.Errorf("database: %w", err)
 	}
-	var redis *stream.Redis
-	if f.RedisURL != "" {
-		octx, cancel := context.WithTimeout(ctx, openTimeout)
-		redis, err = stream.NewRedis(octx, f.RedisURL, stream.RedisConfig{Logger: slog.New(slog.DiscardHandler)})
-		cancel()
-		if err != nil {
-			pool.Close()
-			return nil, nil, fmt.Errorf("redis: %w", err)
-		}
-	}
-	c := ops.New(pool, redis, ops.Config{Who: f.Operator, Token: token, Nodes: f.Node})
-	return c, func() {
-		c.Close()
-		if redis != nil {
-			redis.Close()
-		}
-		pool.Close()
-	}, nil
+	return pool, nil
 }
+
+// lookConns is how many sessions with the database one command takes at most.
+const lookConns = 4
 
 // with runs a command with a console.
 func (f *opsFlags) with(ctx context.Context, do func(c *ops.Console) error) error {
-	c, done, err := f.console(ctx)
+	s, err := f.open(ctx, f.Operator, lookConns, slog.New(slog.DiscardHandler))
 	if err != nil {
 		return err
 	}
-	defer done()
-	return do(c)
+	defer s.close()
+	return do(s.console)
 }
 
 // show prints what was found: as JSON, or as a person reads it.
@@ -150,19 +214,27 @@ func (f *actFlags) confirm(s *streams, in io.Reader, what string) (bool, error) 
 	return true, nil
 }
 
-// act confirms, does, and says so.
-func (f *actFlags) act(s *streams, what string, do func() (said string, err error)) error {
-	if ok, err := f.confirm(s, os.Stdin, what); err != nil || !ok {
+// order looks, confirms, does, and says what came of it.
+func (f *opsFlags) order(ctx context.Context, s *streams, act *actFlags, o ops.Order) error {
+	return f.with(ctx, func(console *ops.Console) error {
+		p, err := console.Propose(ctx, o)
+		if err != nil {
+			return err
+		}
+		if ok, err := act.confirm(s, os.Stdin, p.What); err != nil || !ok {
+			return err
+		}
+		out, err := console.Carry(ctx, p) // with an error, a part may be done
+		tell(s, out.Says)
 		return err
-	}
-	said, err := do()
-	if err != nil {
-		return err
-	}
+	})
+}
+
+// tell prints what came of an order, line by line.
+func tell(s *streams, said string) {
 	for line := range strings.Lines(said) {
 		fmt.Fprintln(s.out, visible(strings.TrimSuffix(line, "\n")))
 	}
-	return nil
 }
 
 // byLevel is the exit code of what was found.

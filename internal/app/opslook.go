@@ -47,24 +47,12 @@ func showStatus(p *page, st *ops.Status) {
 		}
 		return rate(v)
 	}
-	// The state of a hop is the worst that was found of it.
-	of := func(names ...string) ops.Level {
-		worst := ops.Good
-		for _, f := range st.Findings {
-			for _, n := range names {
-				if strings.HasPrefix(f.Hop, n) && (f.Level == ops.Problem || worst == ops.Good) {
-					worst = f.Level
-				}
-			}
-		}
-		return worst
-	}
 	unknown := cell{"unknown", dim}
 	d := &st.Database
 	if d.Up {
-		hops.add("database", of("database"), "", "", "", fmt.Sprintf("Postgres %s, answers in %s, epoch %s for %s, %d of %d connections", d.Version, age(d.Took), d.Epoch, ago(d.EpochBegan), d.Connections, d.MaxConnections))
-		hops.add("writers → outbox", of("outbox"), perSecond(st.Rates.Appended), upTo(st.Waiting, countMost), ageSeconds(st.WaitingFor), "")
-		hops.add("outbox → journal", of("outbox", "operator"), perSecond(st.Rates.Sequenced), count(st.Unpublished), ageSeconds(st.UnpublishedFor), "")
+		hops.add("database", st.Worst("database"), "", "", "", fmt.Sprintf("Postgres %s, answers in %s, epoch %s for %s, %d of %d connections", d.Version, age(d.Took), d.Epoch, ago(d.EpochBegan), d.Connections, d.MaxConnections))
+		hops.add("writers → outbox", st.Worst("outbox"), perSecond(st.Rates.Appended), upTo(st.Waiting, countMost), ageSeconds(st.WaitingFor), "")
+		hops.add("outbox → journal", st.Worst("outbox", "operator"), perSecond(st.Rates.Sequenced), count(st.Unpublished), ageSeconds(st.UnpublishedFor), "")
 	} else {
 		hops.add("database", cell{"down", red}, "", "", "", short(d.Error, 100))
 		hops.add("writers → outbox", unknown, "", "", "", "")
@@ -72,7 +60,7 @@ func showStatus(p *page, st *ops.Status) {
 	}
 	switch r := &st.Redis; {
 	case !r.Configured:
-		hops.add("journal → stream", of("journal"), perSecond(st.Rates.Published), "", "", "no --redis-url: the stream is within the process, or was not looked at")
+		hops.add("journal → stream", st.Worst("journal"), perSecond(st.Rates.Published), "", "", "no --redis-url: the stream is within the process, or was not looked at")
 	case !r.Up:
 		hops.add("journal → Redis", cell{"down", red}, perSecond(st.Rates.Published), "", "", short(r.Error, 100))
 	default:
@@ -80,7 +68,7 @@ func showStatus(p *page, st *ops.Status) {
 		if st.SetAside > 0 {
 			says += fmt.Sprintf(", %s topics set aside", upTo(st.SetAside, countMost))
 		}
-		hops.add("journal → Redis", of("redis", "journal"), perSecond(st.Rates.Published), "", "", says)
+		hops.add("journal → Redis", st.Worst("redis", "journal"), perSecond(st.Rates.Published), "", "", says)
 	}
 	var nodes, clients, subs int
 	var resets, stalled float64
@@ -120,7 +108,7 @@ func showStatus(p *page, st *ops.Status) {
 	if st.Rates.Over > 0 && nodes > 0 {
 		delivered = rate(st.Rates.Delivered)
 	}
-	hops.add("broadcasters", of("broadcaster", "node"), delivered, "", "", fmt.Sprintf("%s, %s, %s, %s and %s since they run",
+	hops.add("broadcasters", st.Worst("broadcaster", "node"), delivered, "", "", fmt.Sprintf("%s, %s, %s, %s and %s since they run",
 		things(nodes, "node"), things(clients, "client"), things(subs, "subscription"), things(int(resets), "reset"), things(int(stalled), "stalled client")))
 	p.print(hops)
 	if st.DeadLetters > 0 || st.GivenUp > 0 || st.Redrives > 0 {
@@ -182,14 +170,14 @@ type opsTopics struct {
 	opsFlags
 	Order  string `enum:"name,lag" default:"name" help:"By name, or those that are behind first: lag (${default})."`
 	Prefix string `help:"Only names that begin so; by name."`
-	After  string `placeholder:"TOPIC" help:"Begin after this name; by name."`
-	Skip   int    `help:"Leave out so many; by lag."`
+	After  string `placeholder:"TOPIC" help:"Begin after this name; by lag, among those that are as far behind as --lag says."`
+	Lag    int64  `help:"By lag: begin after those that are further behind than so many events, and after --after."`
 	Limit  int    `default:"50" help:"How many (${default}, at most 1000)."`
 }
 
 func (c *opsTopics) Run(ctx context.Context, s *streams) error {
 	return c.with(ctx, func(console *ops.Console) error {
-		q := ops.TopicsQuery{Prefix: c.Prefix, After: c.After, Skip: c.Skip, Limit: c.Limit}
+		q := ops.TopicsQuery{Prefix: c.Prefix, After: c.After, Lag: c.Lag, Limit: c.Limit}
 		look := console.TopicsByName
 		if c.Order == "lag" {
 			look = console.TopicsByLag
@@ -216,12 +204,13 @@ func (c *opsTopics) Run(ctx context.Context, s *streams) error {
 			}
 			p.print(t)
 			switch {
-			case len(list) == 0 && c.Order == "lag" && c.Skip == 0:
+			case len(list) == 0 && c.Order == "lag" && c.After == "":
 				p.line("No topic is behind.")
 			case len(list) == 0:
 				p.line("No more topics.")
 			case len(list) == c.Limit && c.Order == "lag":
-				p.line("%s", p.paint(dim, fmt.Sprintf("more: --order=lag --skip=%d", c.Skip+len(list))))
+				last := list[len(list)-1]
+				p.line("%s", p.paint(dim, fmt.Sprintf("more: --order=lag --lag=%d --after=%s", last.Lag(), last.Topic)))
 			case len(list) == c.Limit:
 				p.line("%s", p.paint(dim, "more: --after="+list[len(list)-1].Topic))
 			}

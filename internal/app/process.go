@@ -28,6 +28,8 @@ type process struct {
 	advertise            string      // where operators reach ops; "": there
 	redisTLS             *tls.Config // nil: as the URL says
 	opsDoor              *opsDoor
+	nodeTLS              *tls.Config // how the console speaks to ops listeners
+	nodes                []string    // that it asks besides those that the database knows
 	log                  *slog.Logger
 }
 
@@ -135,6 +137,13 @@ func (p *process) run(ctx context.Context, work *worker.Config, clients *clientF
 		p.log.Info("serving clients", "url", face.identity.ClientURL)
 	}
 	metrics.MustRegister(readiness(checks), expiries{"clients": clientTLS, "operators": p.opsDoor.tls})
+	if opsListener != nil && work != nil && clients != nil {
+		stage, err := p.console(ctx, s, face, opsListener)
+		if err != nil {
+			return err
+		}
+		stages = append(stages, stage...)
+	}
 	if opsListener != nil {
 		stages = append(stages, serve("ops", opsListener, p.opsDoor.tls, opsHandler(checks, metrics, p.opsDoor, face), p.log))
 		scheme := "http://"

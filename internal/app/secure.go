@@ -82,39 +82,44 @@ func (d *opsDoor) lets(r *http.Request) bool {
 
 // opsDoor is how operators get in.
 func (f *processFlags) opsDoor(log *slog.Logger) (*opsDoor, error) {
+	return newOpsDoor("--ops-", f.OpsListen, f.OpsToken, f.OpsTLSCert, f.OpsTLSKey, f.OpsClientCA, log)
+}
+
+// newOpsDoor opens the door of an address. The flags, but for --ops-token-file, begin with a prefix.
+func newOpsDoor(prefix, listen, token, cert, key, clientCA string, log *slog.Logger) (*opsDoor, error) {
 	d := new(opsDoor)
 	switch {
-	case (f.OpsTLSCert == "") != (f.OpsTLSKey == ""):
-		return nil, usageError{errors.New("--ops-tls-cert and --ops-tls-key go together")}
-	case f.OpsClientCA != "" && f.OpsTLSCert == "":
-		return nil, usageError{errors.New("--ops-client-ca needs --ops-tls-cert: without TLS nobody shows a certificate")}
-	case f.OpsToken == "" && f.OpsClientCA == "" && f.OpsListen != "" && !loopback(f.OpsListen):
-		return nil, usageError{fmt.Errorf("--ops-listen=%s would show everybody how this is doing; give --ops-token-file or --ops-client-ca", f.OpsListen)}
+	case (cert == "") != (key == ""):
+		return nil, usageError{fmt.Errorf("%stls-cert and %stls-key go together", prefix, prefix)}
+	case clientCA != "" && cert == "":
+		return nil, usageError{fmt.Errorf("%sclient-ca needs %stls-cert: without TLS nobody shows a certificate", prefix, prefix)}
+	case token == "" && clientCA == "" && listen != "" && !loopback(listen):
+		return nil, usageError{fmt.Errorf("%slisten=%s would show everybody how this is doing; give --ops-token-file or %sclient-ca", prefix, listen, prefix)}
 	}
-	if f.OpsTLSCert != "" {
-		c, err := openCertificate(f.OpsTLSCert, f.OpsTLSKey, log)
+	if cert != "" {
+		c, err := openCertificate(cert, key, log)
 		if err != nil {
-			return nil, usageError{fmt.Errorf("--ops-tls-cert, --ops-tls-key: %w", err)}
+			return nil, usageError{fmt.Errorf("%stls-cert, %stls-key: %w", prefix, prefix, err)}
 		}
 		d.tls = c.config()
 	}
-	if f.OpsClientCA != "" {
-		pool, err := readAuthority(f.OpsClientCA)
+	if clientCA != "" {
+		pool, err := readAuthority(clientCA)
 		if err != nil {
-			return nil, usageError{fmt.Errorf("--ops-client-ca=%s: %w", f.OpsClientCA, err)}
+			return nil, usageError{fmt.Errorf("%sclient-ca=%s: %w", prefix, clientCA, err)}
 		}
 		// Not required: whoever asks for nothing but health need not have one.
 		d.tls.ClientCAs, d.tls.ClientAuth = pool, tls.VerifyClientCertIfGiven
 	}
-	if f.OpsToken == "" {
+	if token == "" {
 		return d, nil
 	}
-	text, err := readSmall(f.OpsToken)
+	text, err := readSmall(token)
 	if err != nil {
-		return nil, usageError{fmt.Errorf("--ops-token-file=%s: %w", f.OpsToken, err)}
+		return nil, usageError{fmt.Errorf("--ops-token-file=%s: %w", token, err)}
 	}
 	if d.token = strings.TrimSpace(string(text)); len(d.token) < minOpsToken {
-		return nil, usageError{fmt.Errorf("--ops-token-file=%s: shorter than %d bytes", f.OpsToken, minOpsToken)}
+		return nil, usageError{fmt.Errorf("--ops-token-file=%s: shorter than %d bytes", token, minOpsToken)}
 	}
 	return d, nil
 }

@@ -178,13 +178,7 @@ func (p *page) print(t *table) {
 }
 
 // count is a number with its thousands apart.
-func count(n int64) string {
-	s := strconv.FormatInt(n, 10)
-	for i := len(s) - 3; i > 0 && s[i-1] != '-'; i -= 3 {
-		s = s[:i] + "," + s[i:]
-	}
-	return s
-}
+func count(n int64) string { return ops.Count(n) }
 
 // things is n of something.
 func things(n int, name string) string {
@@ -214,25 +208,7 @@ func rate(perSecond float64) string {
 }
 
 // age is a duration as people say it.
-func age(d time.Duration) string {
-	switch {
-	case d <= 0:
-		return ""
-	case d < time.Millisecond:
-		return "<1ms"
-	case d < time.Second:
-		return fmt.Sprintf("%dms", d.Milliseconds())
-	case d < 10*time.Second:
-		return fmt.Sprintf("%.1fs", d.Seconds())
-	case d < 2*time.Minute:
-		return fmt.Sprintf("%ds", int(d.Seconds()))
-	case d < 2*time.Hour:
-		return fmt.Sprintf("%dm", int(d.Minutes()))
-	case d < 48*time.Hour:
-		return fmt.Sprintf("%dh", int(d.Hours()))
-	}
-	return fmt.Sprintf("%dd", int(d.Hours()/24))
-}
+func age(d time.Duration) string { return ops.Age(d) }
 
 func ageSeconds(s float64) string { return age(time.Duration(s * float64(time.Second))) }
 

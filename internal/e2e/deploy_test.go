@@ -41,15 +41,15 @@ func deployed(t *testing.T, path string, replace ...string) string {
 	return s
 }
 
-// opsToken is what nodes of these tests show metrics for.
-const opsToken = "a-token-of-operators"
+// deployToken is what nodes of these tests show metrics for.
+const deployToken = "a-token-of-operators"
 
 // The proxies of ops/deploy, really run before two broadcasters with nothing in their configuration changed but addresses: WebSocket and
 // SSE, whose address a client has, a drain, and a client that stops reading.
 func TestProxies(t *testing.T) {
 	t.Parallel()
 	database, redis := testkit.Database(t), testkit.RedisURL(t)
-	token := testkit.File(t, "ops-token", []byte(opsToken))
+	token := testkit.File(t, "ops-token", []byte(deployToken))
 	start(t, database, redis, "worker")
 	authority := testkit.NewAuthority(t)
 	cert, key := authority.Issue("127.0.0.1")
@@ -229,7 +229,7 @@ func askOps(method, url, body string) (*http.Response, error) {
 	if err != nil {
 		return nil, err
 	}
-	req.Header.Set("Authorization", "Bearer "+opsToken)
+	req.Header.Set("Authorization", "Bearer "+deployToken)
 	req.Header.Set("Content-Type", "application/json")
 	return http.DefaultClient.Do(req)
 }

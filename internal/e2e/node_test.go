@@ -66,15 +66,37 @@ var rolesOf = map[string][]string{"worker": {"worker"}, "broadcaster": {"reader"
 // stopped, in order, at the test's end.
 func start(t *testing.T, database, redis string, args ...string) *node {
 	t.Helper()
-	n := &node{t: t, done: make(chan struct{})}
 	database = testkit.As(t, database, rolesOf[args[0]]...)
-	args = append(args, "--log-format=json", "--ops-listen=127.0.0.1:0")
+	args = append(args, "--ops-listen=127.0.0.1:0")
 	if args[0] != "worker" {
 		args = append(args, "--listen=127.0.0.1:0", "--drain=100ms")
 		if !slices.ContainsFunc(args, func(a string) bool { return strings.HasPrefix(a, "--auth=") }) {
 			args = append(args, "--auth=off")
 		}
 	}
+	n := run(t, database, redis, args...)
+	testkit.Eventually(t, 20*time.Second, func() error {
+		ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
+		defer cancel()
+		req, _ := http.NewRequestWithContext(ctx, "GET", n.Ops+"/readyz", nil)
+		resp, err := http.DefaultClient.Do(req)
+		if err != nil {
+			return err
+		}
+		defer resp.Body.Close()
+		if resp.StatusCode != http.StatusOK {
+			return fmt.Errorf("%s is not ready: %s", args[0], resp.Status)
+		}
+		return nil
+	}, "%s is ready", args[0])
+	return n
+}
+
+// run runs a long command of the binary as a login, and waits until it serves. It is stopped, in order, at the test's end.
+func run(t *testing.T, database, redis string, args ...string) *node {
+	t.Helper()
+	n := &node{t: t, done: make(chan struct{})}
+	args = append(args, "--log-format=json")
 	n.cmd = exec.Command(binary, args...)
 	n.cmd.Env = append(os.Environ(), "DATABASE_URL="+database, "REDIS_URL="+redis)
 	n.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
@@ -91,7 +113,7 @@ func start(t *testing.T, database, redis string, args ...string) *node {
 		for lines := bufio.NewScanner(stderr); lines.Scan(); {
 			var line struct{ Msg, URL string }
 			json.Unmarshal(lines.Bytes(), &line)
-			if line.Msg == "serving clients" || line.Msg == "serving operators" {
+			if line.Msg == "serving clients" || line.Msg == "serving operators" || line.Msg == "serving the console" {
 				urls <- [2]string{line.Msg, line.URL}
 			}
 			n.mu.Lock()
@@ -118,13 +140,16 @@ func start(t *testing.T, database, redis string, args ...string) *node {
 			}
 		}
 	})
-	for n.Ops == "" || args[0] != "worker" && n.URL == "" {
+	for n.Ops == "" && args[0] != "ops" || args[0] != "worker" && n.URL == "" {
 		select {
 		case u := <-urls:
-			if u[0] == "serving clients" {
+			switch u[0] {
+			case "serving clients":
 				n.URL = u[1][:len(u[1])-len("/v1/ws")]
-			} else {
+			case "serving operators":
 				n.Ops = u[1]
+			default: // …/console/
+				n.URL = u[1]
 			}
 		case <-n.done:
 			t.Fatalf("%v ended: %v", args, n.log)
@@ -132,19 +157,5 @@ func start(t *testing.T, database, redis string, args ...string) *node {
 			t.Fatalf("%v does not serve: %v", args, n.log)
 		}
 	}
-	testkit.Eventually(t, 20*time.Second, func() error {
-		ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
-		defer cancel()
-		req, _ := http.NewRequestWithContext(ctx, "GET", n.Ops+"/readyz", nil)
-		resp, err := http.DefaultClient.Do(req)
-		if err != nil {
-			return err
-		}
-		defer resp.Body.Close()
-		if resp.StatusCode != http.StatusOK {
-			return fmt.Errorf("%s is not ready: %s", args[0], resp.Status)
-		}
-		return nil
-	}, "%s is ready", args[0])
 	return n
 }
