@@ -100,6 +100,9 @@ func HasMore(frame []byte) bool { return bytes.HasSuffix(frame, []byte(moreMark)
 // Two of one encoder are equal exactly if the keys are. nil: it has none, or is no frame that package wire has written.
 func EventKey(frame []byte) []byte {
 	rest, ok := bytes.CutPrefix(frame, []byte(`{"op":"event","topic":`))
+	if !ok {
+		return nil
+	}
 	for _, field := range [...]string{`,"epoch":`, `,"offset":`, `,"id":`, `,"type":`, `,"key":`} {
 		n := valueLen(rest)
 		if rest, ok = bytes.CutPrefix(rest[n:], []byte(field)); !ok || n == 0 {

@@ -200,6 +200,7 @@ func (c *RedisCluster) master(ctx context.Context, key string) (int, error) {
 		if err != nil {
 			continue
 		}
+		//lint:ignore SA1019 ClusterShards says the same at greater length
 		ranges, err := c.clients[i].ClusterSlots(ctx).Result()
 		if err != nil {
 			continue
