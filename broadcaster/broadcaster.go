@@ -325,8 +325,8 @@ func (b *Broadcaster) tryPush(ctx context.Context) {
 	for _, t := range b.topics {
 		used |= 1 << t.partition
 	}
+	b.pushUp.follow(used)
 	b.mu.RUnlock()
-	b.pushUp.forget(used)
 	if idle && b.polling() && b.stream.Ping(ctx) == nil {
 		b.pushTried.Store(false)
 	}

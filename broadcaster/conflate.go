@@ -125,7 +125,7 @@ func (r *reader) conflated(p []byte, log *sharedLog, budget int) (_ []byte, more
 		switch state := log.window(w, r.epoch); {
 		case state == readForeign:
 			return p, false, nextNothing, true // it is about to join again
-		case state == readBehind && !w.enough && !w.full():
+		case state == readBehind && !w.enough && !w.full() && !(len(w.all) > 0 && r.asksAgain(log)): // it is sent before that
 			return p, false, r.behind(log), true
 		}
 		w.close()

@@ -153,10 +153,10 @@ func (b *Broadcaster) uncount(s *session) {
 		a := b.addresses[s.from]
 		a.connections--
 		if s.counted {
-			a.known--
+			a.leaves(time.Now())
 		}
 	}
-	if s.unwelcome || !s.counted && !s.excused && !b.draining {
+	if s.unwelcome.Load() || !s.counted && !s.excused && !b.draining && !b.held {
 		b.strike(s.from)
 	}
 	if s.counted {
@@ -309,7 +309,7 @@ func (p *pings) wait(ctx context.Context) error {
 // startReplay puts a subscription in line for a page of a replay, and begins it if there is a place: one client with many
 // subscriptions that are behind takes Config.MaxReplays places at most. Called with the session's mu held.
 func (s *session) startReplay(sub *subscription) {
-	if i := slices.Index(s.holding, sub); i >= 0 { // of a window: it goes on with the place that it has
+	if i := slices.Index(s.holding, sub); i >= 0 && sub.window != nil { // it goes on with the place that it has
 		s.holding = slices.Delete(s.holding, i, i+1)
 		s.turn(sub)
 		return
@@ -360,11 +360,9 @@ func (s *session) turn(sub *subscription) {
 	s.wakeLocked(sub)
 }
 
-// replayEnded gives the place on: to what was read, until it is written, or to the next in line. Called without the session's
-// mu, once for each replay begun.
+// replayEnded gives the place on: to what was read, until it is written, or to the next in line. Called with the session's mu
+// held, once for each replay begun, before the flusher can take what it brought.
 func (s *session) replayEnded(sub *subscription) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
 	s.replays--
 	if sub.holds() && !slices.Contains(s.holding, sub) {
 		s.holding = append(s.holding, sub)

@@ -13,14 +13,31 @@ import (
 type push struct {
 	mu       sync.Mutex
 	down     stream.Partitions
+	used     stream.Partitions                  // of which topics are followed here
 	together [wire.Partitions]stream.Partitions // with whom each was last told to be down; 0: it never was
 }
 
-// Load reports whether events of all partitions are pushed.
+// Load reports whether events of all partitions are pushed that topics are followed of, or that go together with such a one: of
+// others nothing would be confirmed. While nothing is followed, of all; Ping tells more.
 func (p *push) Load() bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return p.down == 0
+	if p.down == 0 || p.used == 0 {
+		return p.down == 0
+	}
+	for i := range p.together {
+		if p.down.Has(i) && p.groupLocked(i)&p.used != 0 {
+			return false
+		}
+	}
+	return true
+}
+
+// use takes note that a topic of a partition is followed.
+func (p *push) use(partition int) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.used |= 1 << partition
 }
 
 // confirmed says that a channel of a partition is live.
@@ -58,17 +75,9 @@ func (p *push) lost(of stream.Partitions) (first bool) {
 	return first
 }
 
-// forget takes partitions for up that nobody here follows a topic of, unless they go with one that is followed: nothing of
-// theirs would be confirmed.
-func (p *push) forget(used stream.Partitions) {
+// follow says of which partitions topics are followed.
+func (p *push) follow(used stream.Partitions) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if used == 0 {
-		return // Ping tells
-	}
-	for i := range p.together {
-		if g := p.groupLocked(i); p.down.Has(i) && g&used == 0 {
-			p.down &^= g
-		}
-	}
+	p.used = used
 }

@@ -149,7 +149,7 @@ func (b *Broadcaster) replay(sub *subscription) {
 	life, who := sub.life, sub.s.who
 	h := hole{place{&sub.t.feed, sub.history}, stream.Channel{Epoch: sub.epoch, Partition: sub.t.partition, Topic: sub.t.name}, sub.position()}
 	b.spawn(func(ctx context.Context) { // ends after one range
-		defer sub.s.replayEnded(sub)
+		s := sub.s
 		var run stream.Run
 		var err error
 		switch refusal := b.allowed(ctx, who, sub.t.name); {
@@ -157,17 +157,22 @@ func (b *Broadcaster) replay(sub *subscription) {
 			run, err = sub.s.budgeted(ctx, who, func() (stream.Run, error) { return b.replayer.fetch(ctx, h) })
 		case refusal.Code == wire.CodeForbidden:
 			b.revoke(sub, refusal)
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			s.replayEnded(sub)
 			return
 		default:
 			err = refusal
 		}
-		s := sub.s
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		then := sub.splice(life, run, err)
-		if sub.window != nil && time.Since(sub.began) > b.cfg.Heartbeat/windowsPerHeartbeat {
+		// The more there are that wait for its place, the sooner a window is closed: each of them is to be served within a
+		// heartbeat or two.
+		if most := b.cfg.Heartbeat / windowsPerHeartbeat / time.Duration(1+len(s.line)/b.cfg.MaxReplays); sub.window != nil && time.Since(sub.began) > most {
 			sub.window.enough = true
 		}
+		s.replayEnded(sub)
 		switch then {
 		case replayTaken:
 			s.wakeLocked(sub)

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/coder/websocket"
@@ -54,8 +55,8 @@ type session struct {
 	errors   int // requests that were refused; of the reader
 	most     int // subscriptions there ever were; of the reader
 
-	unwelcome bool // has earned a strike by what it did; of the reader, as is
-	excused   bool // that it has not said who it is, is not its fault
+	unwelcome atomic.Bool // has earned a strike by what it did
+	excused   bool        // that it has not said who it is, is not its fault; of the reader
 
 	who       *auth.Identity // nil before the client has said who it is, and while authentication is off
 	from      netip.Prefix   // the client's address; not valid: not counted
@@ -108,7 +109,7 @@ func (s *session) serve(ctx context.Context, sock *socket, who *auth.Identity) {
 			return
 		case err != nil && sock.meter.exceeded():
 			s.b.hit(limitFrames)
-			s.unwelcome = true
+			s.unwelcome.Store(true)
 			s.goodbye(because(wire.CloseTooManyErrors, errFrames).code)
 			return
 		case err != nil:
@@ -175,7 +176,7 @@ func (s *session) answer(ctx context.Context, req wire.Request, err error) bool 
 		}
 		if s.errors++; s.errors >= maxErrors {
 			s.b.hit(limitRefusals)
-			s.unwelcome = true
+			s.unwelcome.Store(true)
 			s.goodbye(wire.CloseTooManyErrors)
 			return false
 		}
@@ -214,7 +215,7 @@ func (s *session) goodbye(code wire.CloseCode) {
 
 // flooded cuts off a client that sends control frames without end.
 func (s *session) flooded() {
-	s.unwelcome = true
+	s.unwelcome.Store(true)
 	s.b.spawn(func(context.Context) { s.goodbye(because(wire.CloseTooManyErrors, errors.New("pings")).code) }) // ends within the WebSocket's closing timeout
 }
 

@@ -344,13 +344,16 @@ func (r *reader) collect(p []byte, log *sharedLog, budget int) (_ []byte, more b
 
 // behind says how a reader that is behind the log goes on.
 func (r *reader) behind(log *sharedLog) next {
-	if r.subject != "" && r.cleared < log.since() {
+	if r.asksAgain(log) {
 		r.recheck()
 		return nextCheck
 	}
 	r.replaying = true
 	return nextReplay
 }
+
+// asksAgain reports whether the log may have passed a fence that the reader does not know of, while it was behind.
+func (r *reader) asksAgain(log *sharedLog) bool { return r.subject != "" && r.cleared < log.since() }
 
 // passed takes note of the epoch of the event that the cursor is now at.
 func (r *reader) passed(frame []byte) {

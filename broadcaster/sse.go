@@ -103,6 +103,7 @@ func (b *Broadcaster) serveEvents(w http.ResponseWriter, r *http.Request) {
 	defer e.stop()
 	if who != nil {
 		if err := s.admit(who); err != nil {
+			s.excused = true
 			e.stop()                                               // what a drain says meanwhile must not come into the answer
 			b.turnAway(w, "", "too many connections of this user") // it came to be since identify
 			return

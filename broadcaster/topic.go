@@ -54,6 +54,7 @@ func (b *Broadcaster) attach(name string, sub *subscription) {
 		t.log.maxEvents, t.log.maxBytes, t.log.maxMessage, t.log.room = b.cfg.LogEvents, b.cfg.LogBytes, maxMessage, &b.room
 		t.channel = stream.Channel{Epoch: b.Epoch(), Partition: t.partition, Topic: name}
 		b.topics[name] = t
+		b.pushUp.use(t.partition)
 		b.subscription.Add(t.channel)
 		b.metrics.topics.Inc()
 	}

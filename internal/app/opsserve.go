@@ -121,6 +121,9 @@ func (p *process) console(ctx context.Context, s stream.Stream, face *nodeFace, 
 		pool.Close()
 		return nil, err
 	}
+	if p.opsDoor.open() {
+		p.log.Warn("no --ops-token-file and no --ops-client-ca: everybody on this machine may act in the console", "listen", l.Addr())
+	}
 	face.console = handler
 	return append(stages, stage{"console's sight", func(ctx context.Context) error { // ends after what uses it
 		<-ctx.Done()

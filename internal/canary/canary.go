@@ -196,6 +196,9 @@ func (c *Canary) why() string {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	switch {
+	case c.wsErr != nil && c.dbErr != nil: // the second may come of the first
+		return fmt.Sprintf("this node cannot write to the database (%s): see whether it reaches Postgres, commitcast ops status; nor can a client be served by its own listener (%s)",
+			oneLine(c.dbErr), oneLine(c.wsErr))
 	case c.wsErr != nil:
 		return fmt.Sprintf("a client cannot be served by this node's own listener (%s): see its limits, open files and certificate; docs/runbook.md", oneLine(c.wsErr))
 	case c.dbErr != nil:

@@ -36,7 +36,7 @@ var bugs = []bug{
 			{"broadcaster/splice.go", "return !f.looked || followed", "return followed"},
 			{"broadcaster/topic.go", "		b.joiner.kick()\n		b.heads.kick()", "		b.joiner.kick()"},
 			{"stream/redis_wanted.go", "	s.dirty = append(s.dirty, c)\n	s.wakeWriter()", "	s.dirty = append(s.dirty, c)\n	time.AfterFunc(300*time.Millisecond, s.wakeWriter)"},
-			{"stream/redis_wanted.go", `import "sync"`, "import (\n	\"sync\"\n	\"time\"\n)"},
+			{"stream/redis_wanted.go", "	\"sync\"\n)", "	\"sync\"\n	\"time\"\n)"},
 		},
 		faults: "none", rounds: 5, renew: 1, caughtAs: []string{"push-by-healing", "push-slow", "net-needed"},
 	},
@@ -69,8 +69,8 @@ var bugs = []bug{
 	{
 		name: "broadcaster-dedup-off", about: "a broadcaster takes a run again that it has",
 		patches: []patch{{"broadcaster/log.go",
-			"	if r.Last() < l.next {\n		return false, false\n	}\n	for _, f := range r.Frames[l.next-r.First:] {",
-			"	for _, f := range r.Frames {"}},
+			"	if r.Last() < l.next {\n		return false, false\n	}\n	before := l.bytes\n	for _, f := range r.Frames[l.next-r.First:] {",
+			"	before := l.bytes\n	for _, f := range r.Frames {"}},
 		faults: "worker-kill,drains-terminate,redis-pause", caughtAs: []string{"wire-duplicate", "wire-hole"},
 	},
 	{

@@ -140,7 +140,10 @@ func (p *tortureTab) hide() error { return p.window(browser.WindowStateMinimized
 
 // show makes the page visible, however it was hidden.
 func (p *tortureTab) show() error {
-	_, err := devtools(p, page.SetWebLifecycleState, page.SetWebLifecycleStateParams{State: page.SetWebLifecycleStateStateActive})
+	err := p.until("the page takes orders", func() (bool, error) {
+		_, err := devtools(p, page.SetWebLifecycleState, page.SetWebLifecycleStateParams{State: page.SetWebLifecycleStateStateActive})
+		return err == nil, err // not while Chromium is still putting it away
+	})
 	for _, state := range []browser.WindowState{browser.WindowStateMinimized, browser.WindowStateNormal} { // a frozen page stays hidden otherwise
 		if err == nil {
 			err = p.window(state)

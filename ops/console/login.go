@@ -80,6 +80,14 @@ func cookieName(r *http.Request) string {
 	return "commitcast-console"
 }
 
+// cookiePath is "/" with TLS, as the prefix demands. Without, other services on this machine must not see the cookie: cookies know no ports.
+func cookiePath(r *http.Request) string {
+	if r.TLS != nil {
+		return "/"
+	}
+	return Prefix
+}
+
 // session is that of a request; nil if there is none.
 func (s *Server) session(r *http.Request) *session {
 	c, err := r.Cookie(cookieName(r))
@@ -135,19 +143,19 @@ func (s *Server) postLogin(w http.ResponseWriter, r *http.Request) {
 	if by != "" {
 		name = by
 	}
-	if !s.knocks.may(address) {
+	// Who has the token comes in, however often others have guessed from behind the same proxy.
+	want, got := sha256.Sum256([]byte(s.cfg.Token)), sha256.Sum256([]byte(strings.TrimSpace(r.PostFormValue("token"))))
+	known := by != "" || s.cfg.Token != "" && subtle.ConstantTimeCompare(want[:], got[:]) == 1 || s.cfg.Token == "" && !s.cfg.Certificates
+	if !known && !s.knocks.may(address) {
 		w.Header().Set("Retry-After", strconv.Itoa(int(knocksEvery.Seconds())))
 		s.showLogin(w, r, http.StatusTooManyRequests, name, "Too many attempts. Wait "+knocksEvery.String()+" and try again.")
 		return
 	}
-	if by == "" && (s.cfg.Token != "" || s.cfg.Certificates) {
-		want, got := sha256.Sum256([]byte(s.cfg.Token)), sha256.Sum256([]byte(strings.TrimSpace(r.PostFormValue("token"))))
-		if s.cfg.Token == "" || subtle.ConstantTimeCompare(want[:], got[:]) != 1 {
-			s.knocks.failed(address)
-			s.cfg.Logger.Warn("a login to the console was refused", "address", address)
-			s.showLogin(w, r, http.StatusForbidden, name, "That is not the token of operators.")
-			return
-		}
+	if !known {
+		s.knocks.failed(address)
+		s.cfg.Logger.Warn("a login to the console was refused", "address", address)
+		s.showLogin(w, r, http.StatusForbidden, name, "That is not the token of operators.")
+		return
 	}
 	if name == "" || len(name) > maxName || !utf8.ValidString(name) || strings.ContainsFunc(name, func(c rune) bool { return !unicode.IsPrint(c) }) {
 		s.showLogin(w, r, http.StatusBadRequest, "", "Say who you are, in at most "+strconv.Itoa(maxName)+" characters: the record needs a name.")
@@ -155,7 +163,7 @@ func (s *Server) postLogin(w http.ResponseWriter, r *http.Request) {
 	}
 	cookie, _ := s.sessions.begin(name)
 	s.cfg.Logger.Info("an operator has logged in to the console", "who", name, "address", address, "certificate", by != "")
-	http.SetCookie(w, &http.Cookie{Name: cookieName(r), Value: cookie, Path: "/", HttpOnly: true, Secure: r.TLS != nil, SameSite: http.SameSiteStrictMode})
+	http.SetCookie(w, &http.Cookie{Name: cookieName(r), Value: cookie, Path: cookiePath(r), HttpOnly: true, Secure: r.TLS != nil, SameSite: http.SameSiteStrictMode})
 	http.Redirect(w, r, Prefix, http.StatusSeeOther)
 }
 
@@ -171,7 +179,7 @@ func (s *Server) logout(w http.ResponseWriter, r *http.Request, v *session) (any
 	if c, err := r.Cookie(cookieName(r)); err == nil {
 		s.sessions.finish(c.Value)
 	}
-	http.SetCookie(w, &http.Cookie{Name: cookieName(r), Path: "/", MaxAge: -1, HttpOnly: true, Secure: r.TLS != nil, SameSite: http.SameSiteStrictMode})
+	http.SetCookie(w, &http.Cookie{Name: cookieName(r), Path: cookiePath(r), MaxAge: -1, HttpOnly: true, Secure: r.TLS != nil, SameSite: http.SameSiteStrictMode})
 	s.cfg.Logger.Info("an operator has logged out of the console", "who", v.who)
 	return map[string]bool{"out": true}, nil
 }
