@@ -122,7 +122,13 @@ func TestConflatedServerSentEvents(t *testing.T) {
 // Windows hold a place among the replays of their connection: a client with many topics that are behind holds a few, and
 // all of them end.
 func TestConflatedTopicsTakeTurns(t *testing.T) {
-	r := newRig(t, nil, broadcaster.Config{LogEvents: 16, MaxReplays: 2})
+	for _, places := range []int{1, 2} {
+		t.Run(fmt.Sprint(places), func(t *testing.T) { takeTurns(t, places) })
+	}
+}
+
+func takeTurns(t *testing.T, places int) {
+	r := newRig(t, nil, broadcaster.Config{LogEvents: 16, MaxReplays: places})
 	const topics, events = 6, 1500
 	for i := range topics {
 		r.keyed(fmt.Sprintf("hot:%d", i), 1, events, 10)

@@ -728,6 +728,30 @@ func TestReplayBomb(t *testing.T) {
 	}
 }
 
+// Of the subscriptions of a connection that are behind, each gets a page in turn.
+func TestReplaysTakeTurns(t *testing.T) {
+	r := newRig(t, nil, broadcaster.Config{LogEvents: 4, MaxReplays: 1})
+	const many, few = 20_000, 10
+	r.commit("a", many)
+	r.commit("b", few)
+	c := testkit.Dial(t, r.URL)
+	c.Subscribe(1, "a", r.cursor(0))
+	c.Subscribe(2, "b", r.cursor(0))
+	seen := map[string]int64{}
+	for seen["b"] < few {
+		m, err := c.Read(20 * time.Second)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if m.Op == "event" {
+			seen[m.Topic] = m.Offset
+		}
+	}
+	if seen["a"] == many {
+		t.Error("all of one topic came before another one's first event")
+	}
+}
+
 // A client that asks for much of the past and takes none of it holds a few pages of it, not one for each subscription; when
 // it reads after all, everything comes.
 func TestReplaysThatAreNotTaken(t *testing.T) {

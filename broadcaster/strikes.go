@@ -70,10 +70,12 @@ func (b *Broadcaster) addressOf(from netip.Prefix) *address {
 // strike counts a connection that came to nothing. Called with mu held.
 func (b *Broadcaster) strike(from netip.Prefix) {
 	if from.IsValid() && b.cfg.Verifier != nil {
-		now := time.Now()
-		a := b.addressOf(from)
-		a.strikes, a.at = min(a.left(now)+1, a.may(now)+strikesBeyond), now
+		b.addressOf(from).strike(time.Now())
 	}
+}
+
+func (a *address) strike(now time.Time) {
+	a.strikes, a.at = min(a.left(now)+1, a.may(now)+strikesBeyond), now
 }
 
 // struck reports whether too many connections of an address have come to nothing.

@@ -1,0 +1,41 @@
+package broadcaster
+
+import (
+	"testing"
+	"time"
+)
+
+// However often an address has failed, it waits for some seconds after the last time only; and one that many clients come from
+// is not shut out after all of them were cut off together.
+func TestStrikesAreBounded(t *testing.T) {
+	now := time.Now()
+	struck := func(a *address) bool { return a.left(now) > a.may(now) }
+	a := &address{}
+	for range 10_000 {
+		a.strike(now)
+	}
+	if !struck(a) {
+		t.Error("it is let in")
+	}
+	if now = now.Add((strikesBeyond + 1) * strikeLife); struck(a) {
+		t.Errorf("it is held up after %v", (strikesBeyond+1)*strikeLife)
+	}
+
+	office := &address{known: 100}
+	for range 100 {
+		office.leaves(now)
+	}
+	for range maxStrikes + 90 {
+		office.strike(now)
+	}
+	if office.known != 0 || struck(office) {
+		t.Errorf("an office that was cut off is a stranger: %+v", office)
+	}
+	now = now.Add(crowdLife)
+	for range maxStrikes + 90 {
+		office.strike(now)
+	}
+	if !struck(office) {
+		t.Errorf("an address is known for ever: %+v", office)
+	}
+}
