@@ -66,10 +66,12 @@ func (c *RedisCluster) start(ctx context.Context, masters int, lines []string) e
 			return err
 		}
 	}
-	for i, client := range c.clients {
+	for i, client := range c.clients { // before any has met another
 		if err := client.Do(ctx, "CLUSTER", "SET-CONFIG-EPOCH", i+1).Err(); err != nil {
 			return err
 		}
+	}
+	for i, client := range c.clients {
 		if i < masters {
 			if err := client.ClusterAddSlotsRange(ctx, i*clusterSlots/masters, (i+1)*clusterSlots/masters-1).Err(); err != nil {
 				return err
