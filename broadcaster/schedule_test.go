@@ -353,7 +353,7 @@ func (w *world) reset(seed uint64) {
 		later: w.later[:0], subs: w.subs[:0], replays: w.replays[:0], pool: w.pool, message: w.message,
 		join: joinOp{batch: w.join.batch[:0], position: w.join.position[:0]}, feed: feed{log: sharedLog{frames: w.feed.log.frames[:0]}}}
 	w.rng = rand.New(&w.pcg)
-	w.feed.log.maxEvents, w.feed.log.maxBytes, w.feed.log.maxMessage = simLog, 1<<10, 3*simFrame/2
+	w.feed.log.maxEvents, w.feed.log.maxBytes, w.feed.log.maxMessage = simLog, 1<<10+simLog*frameCost, 3*simFrame/2
 	w.kept = newKept(simKept, simRange)
 	w.low, w.history = 1, 0
 	for e := range w.began {
