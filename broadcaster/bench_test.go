@@ -113,7 +113,7 @@ func BenchmarkWindow(b *testing.B) {
 		frames[i], _ = wire.AppendEvent(nil, &wire.Event{Topic: "market:42", Epoch: "1-aaaa", Offset: int64(i + 1), ID: int64(i), Type: "price",
 			Key: fmt.Sprintf("item-%d", i), At: time.Unix(0, 0), Data: []byte(`{"price":"0.53","amount":120,"side":"yes","account":"a-1234567"}`)})
 	}
-	w := newWindow(0, 1<<20)
+	w := newWindow(0, 1<<20, &room{most: windowsBytes})
 	b.ReportAllocs()
 	for i := 0; b.Loop(); i++ {
 		w.add(frames[i%len(frames)])

@@ -168,6 +168,7 @@ type Broadcaster struct {
 	topics    map[string]*topic
 	sessions  map[*session]struct{}
 	room      room // of the topics' logs
+	windows   room // of conflating subscribers
 	draining  bool
 	held      bool // an operator has drained it
 	addresses map[netip.Prefix]*address
@@ -206,7 +207,7 @@ func New(j Journal, s stream.Stream, cfg Config) (*Broadcaster, error) {
 		users:     make(map[string]*user),
 		ready:     make(chan struct{}),
 	}
-	b.room.most = int64(cfg.LogMemory)
+	b.room.most, b.windows.most = int64(cfg.LogMemory), windowsBytes
 	b.undecided.Interval = 10 * time.Second
 	b.epoch.Store(new(string))
 	b.ctx, b.cancel = context.WithCancel(context.Background())

@@ -19,12 +19,17 @@ import (
 // windowCost is what an event of a window takes in memory beside its frame and its key.
 const windowCost = 128
 
+// windowsBytes is what all windows of a node hold, in bytes, beside windowLeast of each: with less, a page would be read for few
+// events. Without room they are closed sooner, and less is left out.
+const windowsBytes, windowLeast = 64 << 20, 16 << 10
+
 // window is a stretch of offsets behind a reader's cursor. Guarded by the session's mu.
 type window struct {
 	last        int64 // the newest offset in it
 	latest      map[string]*windowed
 	all         []*windowed // until it is closed in no order
 	bytes, most int         // beyond most, nothing comes to it any more
+	room        *room       // of all windows of the node
 	leftOut     int64
 	enough      bool  // the client has waited for it long enough: it is to be closed as it is
 	closed      bool  // nothing comes to it any more: all is what is yet to be sent, by offset
@@ -36,15 +41,24 @@ type windowed struct {
 	frame  []byte
 }
 
-func newWindow(cursor int64, most int) *window {
-	return &window{last: cursor, sent: cursor, most: most, latest: make(map[string]*windowed)}
+func newWindow(cursor int64, most int, room *room) *window {
+	return &window{last: cursor, sent: cursor, most: most, room: room, latest: make(map[string]*windowed)}
 }
 
-func (w *window) full() bool { return w.bytes > w.most }
+// full reports whether a window is to be closed as it is.
+func (w *window) full() bool { return w.bytes > w.most || w.bytes > windowLeast && w.room.full(0) }
+
+// drop gives the window's room back.
+func (w *window) drop() {
+	w.room.take(-w.bytes)
+	w.bytes = 0
+}
 
 // add takes the event after the last one.
 func (w *window) add(frame []byte) {
 	w.last++
+	before := w.bytes
+	defer func() { w.room.take(w.bytes - before) }()
 	key := wire.EventKey(frame)
 	if e := w.latest[string(key)]; e != nil {
 		w.bytes -= cap(e.frame)
@@ -85,7 +99,7 @@ func (r *reader) grant(log *sharedLog) (read bool) {
 		return true
 	}
 	if r.window == nil {
-		r.window = newWindow(r.cursor, log.maxBytes)
+		r.window = newWindow(r.cursor, log.maxBytes, log.windows)
 	}
 	if log.pending(r.epoch, r.window.last) < 0 {
 		return true
@@ -158,6 +172,7 @@ func (r *reader) send(p []byte, budget int) (_ []byte, more bool) {
 		w.all = w.all[1:]
 	}
 	r.leftOut += w.leftOut
+	w.drop()
 	r.window = nil
 	return p, true // what came meanwhile
 }

@@ -15,6 +15,7 @@ import (
 type sharedLog struct {
 	maxEvents, maxBytes int
 	room                *room // that of the node; nil: without a limit
+	windows             *room // that of the node for conflating readers
 	maxMessage          int   // bytes: a conflating subscriber for whom more is waiting is behind
 
 	mu     sync.RWMutex

@@ -90,6 +90,58 @@ func TestLogBytesAreBounded(t *testing.T) {
 	}
 }
 
+// The windows of a node share its room: one that there is no room for is full, but not before it holds enough for its reader to
+// get on; and what is sent, or given up, is given back.
+func TestWindowsShareTheirRoom(t *testing.T) {
+	for seed := range uint64(20) {
+		r := rand.New(rand.NewPCG(seed, 3))
+		shared := &room{most: 3 * windowLeast}
+		early := 0
+		readers := make([]*reader, 4)
+		for i := range readers {
+			readers[i] = &reader{conflate: true, state: subLive}
+		}
+		for range 2000 {
+			rd := readers[r.IntN(len(readers))]
+			w := rd.window
+			switch {
+			case w == nil:
+				rd.window = newWindow(rd.cursor, 10*windowLeast, shared)
+			case r.IntN(500) == 0:
+				rd.leave()
+			case w.full():
+				if early++; w.bytes <= windowLeast {
+					t.Fatalf("seed %d: a window is full of %d bytes", seed, w.bytes)
+				}
+				w.close()
+				if _, more := rd.send(make([]byte, headerRoom), 1<<20); !more || rd.window != nil || rd.cursor != w.last {
+					t.Fatalf("seed %d: a window is not sent", seed)
+				}
+			default:
+				w.add(fmt.Appendf(nil, `{"op":"event","topic":"t","epoch":"1-0000","offset":%d,"id":1,"type":"x","key":"k%d","at":"","data":{}}`, w.last+1, r.IntN(100_000)))
+			}
+			var sum int
+			for _, rd := range readers {
+				if rd.window != nil {
+					sum += rd.window.bytes
+				}
+			}
+			if used := int(shared.used.Load()); used != sum || used > 3*windowLeast+len(readers)*(windowLeast+400) {
+				t.Fatalf("seed %d: %d bytes are held, %d counted", seed, sum, used)
+			}
+		}
+		if early == 0 {
+			t.Fatalf("seed %d: no window was full: the test proves nothing", seed)
+		}
+		for _, rd := range readers {
+			rd.leave()
+		}
+		if used := shared.used.Load(); used != 0 {
+			t.Fatalf("seed %d: %d bytes are left", seed, used)
+		}
+	}
+}
+
 // The logs of a node share its room: none grows at the cost of what is promised to the process, each keeps its newest frame, and
 // what a topic took is given back.
 func TestLogsShareTheirRoom(t *testing.T) {

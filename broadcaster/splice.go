@@ -279,6 +279,9 @@ func (r *reader) end() {
 }
 
 func (r *reader) leave() {
+	if r.window != nil {
+		r.window.drop()
+	}
 	r.chunk, r.window, r.replaying = nil, nil, false
 	r.life++
 }

@@ -52,6 +52,7 @@ func (b *Broadcaster) attach(name string, sub *subscription) {
 	if t == nil {
 		t = &topic{name: name, partition: wire.Partition(name)}
 		t.log.maxEvents, t.log.maxBytes, t.log.maxMessage, t.log.room = b.cfg.LogEvents, b.cfg.LogBytes, maxMessage, &b.room
+		t.log.windows = &b.windows
 		t.channel = stream.Channel{Epoch: b.Epoch(), Partition: t.partition, Topic: name}
 		b.topics[name] = t
 		b.pushUp.use(t.partition)
