@@ -2,8 +2,32 @@ package broadcaster
 
 import (
 	"testing"
+	"testing/synctest"
 	"time"
 )
+
+// A flood of pings is read for some seconds, slowly, and then is the end of the connection.
+func TestPingsEnd(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		cuts := 0
+		began := time.Now()
+		p := unstarted(t, Config{}).newPings(func() { cuts++ })
+		for range pingBurst + maxPings - 1 {
+			if err := p.wait(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if took := time.Since(began); cuts != 0 || took < (maxPings-2)*time.Second/pingRate {
+			t.Errorf("%d cuts, within %v", cuts, took)
+		}
+		for range 2 {
+			p.wait(t.Context())
+		}
+		if cuts != 1 {
+			t.Errorf("%d cuts", cuts)
+		}
+	})
+}
 
 // However often an address has failed, it waits for some seconds after the last time only; and one that many clients come from
 // is not shut out after all of them were cut off together.

@@ -129,7 +129,7 @@ export function pipeline(el) {
     const last = v?.state?.at?.(-1);
     const parts = [];
     if (!me.live) parts.push('This console has no broadcaster.');
-    else if (!last) parts.push('No canary has been sent yet; the doctor sends one. Heartbeats are heard every 2 s.');
+    else if (!last) parts.push('No canary has been sent yet: broadcasters with --canary send one every second, and so does the doctor, once. Heartbeats are heard every 2 s.');
     else {
       parts.push('Last canary ', ago(last.event.at), last.late === undefined ? ', before this page came' : `, here ${age(last.late / 1000)} after its append`, '. Heartbeats are heard every 2 s.');
     }
