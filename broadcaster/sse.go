@@ -298,11 +298,14 @@ func eventCursor(frame []byte) (epoch, offset []byte, ok bool) {
 		return nil, nil, false
 	}
 	epoch, rest, ok = bytes.Cut(rest, []byte(`","offset":`))
+	if !ok || !wire.ValidEpoch(string(epoch)) { // no cursor then, and it may hold what is no text of a line
+		return nil, nil, false
+	}
 	digits := 0
 	for digits < len(rest) && rest[digits] >= '0' && rest[digits] <= '9' {
 		digits++
 	}
-	return epoch, rest[:digits], ok && digits > 0
+	return epoch, rest[:digits], digits > 0
 }
 
 func appendID(dst []byte, epoch string, offset int64) []byte {

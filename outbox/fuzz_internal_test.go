@@ -13,6 +13,7 @@ func FuzzPage(f *testing.F) {
 	f.Add(pageToken{Topic: "t", After: "7", Cursor: "3-7d0a41c2:1041", Epoch: "3-7d0a41c2"}.String(), "t")
 	f.Add(pageToken{Topic: "t", After: "7", Snapshot: "00000004-0000006E-1"}.String(), "t")
 	f.Add(pageToken{Topic: "t", After: "\x00", Snapshot: "00000004-0000006E-1'; DROP TABLE x"}.String(), "t")
+	f.Add(pageToken{Topic: "t", After: "\x00", Snapshot: "00000004-0000006E-1"}.String(), "t")
 	f.Add("bnVsbA", "")
 	f.Add("!", "t")
 	f.Fuzz(func(t *testing.T, text, topic string) {

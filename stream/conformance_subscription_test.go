@@ -122,7 +122,7 @@ func testThousands(t *testing.T, open maker) {
 	start = time.Now()
 	sub.Remove(chs[0]...)
 	sub.Add(chs[1]...)
-	if d := time.Since(start); d > time.Second {
+	if d := time.Since(start); d > 5*time.Second { // a machine that does much else needs one for 20,000 names
 		t.Errorf("Remove and Add took %v: they must not wait", d)
 	}
 	h.waitConfirmed(t, chs[1]...)

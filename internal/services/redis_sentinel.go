@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"net/url"
+	"os"
 	"strconv"
 	"strings"
 	"sync"
@@ -16,7 +17,8 @@ import (
 	"github.com/redis/go-redis/v9"
 )
 
-// sentinelLines configure a private Sentinel: it takes a server for gone after a second of silence.
+// sentinelLines configure a private Sentinel: it takes a server for gone after a second of silence, and tries a failover that
+// failed again after 4 s, twice its timeout.
 const sentinelLines = `bind 127.0.0.1
 port %d
 dir %q
@@ -25,7 +27,7 @@ sentinel sentinel-pass %s
 sentinel monitor main 127.0.0.1 %s 2
 sentinel auth-pass main %s
 sentinel down-after-milliseconds main 1000
-sentinel failover-timeout main 5000
+sentinel failover-timeout main 2000
 `
 
 // RedisSentinels is a private master with a replica, and three Sentinels that watch them under the name main.
@@ -154,6 +156,16 @@ func (s *RedisSentinels) Master(ctx context.Context) (*Redis, error) {
 		}
 	}
 	return nil, errors.New("there is no master that most Sentinels agree on")
+}
+
+// Said is what the Sentinels have logged, for a test that failed.
+func (s *RedisSentinels) Said() string {
+	var b strings.Builder
+	for i, one := range s.sentinels {
+		text, _ := os.ReadFile(one.proc.log)
+		fmt.Fprintf(&b, "Sentinel %d:\n%s\n", i+1, text)
+	}
+	return b.String()
 }
 
 // Settled waits until there is a master with a replica that has a copy.
