@@ -18,6 +18,7 @@ import (
 
 	"github.com/chromedp/cdproto/emulation"
 	"github.com/chromedp/chromedp"
+	"github.com/coder/websocket"
 
 	"github.com/commitcast/commitcast/internal/testkit"
 	"github.com/commitcast/commitcast/internal/testkit/chromium"
@@ -229,7 +230,7 @@ func TestConsoleDoor(t *testing.T) {
 	if status, answer := b.post("api/carry", map[string]string{"id": p1.ID}); status != http.StatusConflict || !strings.Contains(answer, "look again") {
 		t.Errorf("resumed already: %d %s", status, answer)
 	}
-	if status, answer := second.post("api/carry", map[string]string{"id": p2.ID}); status != http.StatusConflict {
+	if status, answer := second.post("api/carry", map[string]string{"id": p2.ID}); status != http.StatusConflict || !strings.Contains(answer, "carried out already") {
 		t.Errorf("carried out twice: %d %s", status, answer)
 	}
 	for _, w := range []struct {
@@ -262,14 +263,37 @@ func TestConsoleDoor(t *testing.T) {
 			t.Errorf("a reader, %v: %d %s", o, status, answer)
 		}
 	}
-	// The end of a session.
+	// What is live is for pages of this origin alone, and for as long as the session.
+	for _, origin := range []string{"", "https://evil.example"} {
+		if ws, status := b.live(origin); status != http.StatusForbidden {
+			t.Errorf("live for a page of %q: %d", origin, status)
+			ws.CloseNow()
+		}
+	}
+	ws, status := b.live(u.Scheme + "://" + u.Host)
+	if ws == nil {
+		t.Fatalf("live for a page of the console: %d", status)
+	}
+	defer ws.CloseNow()
+	kept := cookie.Cookies(u)
 	if status, _ := b.post("logout", map[string]any{}); status != http.StatusOK {
 		t.Errorf("logout: %d", status)
 	}
+	cookie.SetCookies(u, kept) // somebody has a copy
 	if status, _, _ := b.do("GET", "api/status", nil, nil); status != http.StatusUnauthorized {
 		t.Errorf("after logout: %d", status)
 	}
-	// Who guesses has to wait, and who knows has to wait with him.
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	for {
+		if _, _, err := ws.Read(ctx); err != nil {
+			break // hello came before
+		}
+	}
+	if ctx.Err() != nil {
+		t.Error("what was live stays so after logout")
+	}
+	// Who guesses has to wait. Who knows has not, however often others have guessed from there.
 	last := 0
 	for range 7 {
 		last = newVisitor(t, c.URL).login("eve", "guess")
@@ -277,6 +301,25 @@ func TestConsoleDoor(t *testing.T) {
 	if last != http.StatusTooManyRequests {
 		t.Errorf("the seventh guess: %d", last)
 	}
+	if status := newVisitor(t, c.URL).login("alice", opsToken); status != http.StatusSeeOther {
+		t.Errorf("the token, after guesses: %d", status)
+	}
+}
+
+// live opens the WebSocket of a page of an origin; nil and why not.
+func (b *visitor) live(origin string) (*websocket.Conn, int) {
+	b.t.Helper()
+	header := http.Header{}
+	if origin != "" {
+		header.Set("Origin", origin)
+	}
+	ctx, cancel := context.WithTimeout(b.t.Context(), 30*time.Second)
+	defer cancel()
+	ws, resp, err := websocket.Dial(ctx, b.base+"live/v1/ws", &websocket.DialOptions{HTTPClient: b.http, HTTPHeader: header, Subprotocols: []string{wire.Protocol}})
+	if resp == nil {
+		b.t.Fatal(err)
+	}
+	return ws, resp.StatusCode
 }
 
 // tab is the console in a real browser.
