@@ -47,7 +47,7 @@ func TestRounds(t *testing.T) {
 	for name, args := range map[string][]string{
 		"faults":   {"-rounds", "10", "-seed", "20", "-for", "40s"},
 		"failover": {"-standby", "-rounds", "1", "-seed", "3"},
-		"hosts":    {"-hosts", "-rounds", "8", "-seed", "2", "-for", "40s"},
+		"hosts":    {"-hosts", "-rounds", "7", "-seed", "2", "-for", "40s"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			if name == "hosts" && (runtime.GOOS != "linux" || os.Geteuid() != 0) {

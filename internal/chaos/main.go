@@ -64,7 +64,7 @@ func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	if o.bug != "" {
-		os.Exit(runBug(ctx, o.bug))
+		os.Exit(runBug(ctx, o.bug, o.hosts))
 	}
 	violations, err := run(ctx, o)
 	switch {
