@@ -29,6 +29,7 @@ const (
 	goleak     = "go.uber.org/goleak"
 	sync       = "golang.org/x/sync"
 	xrate      = "golang.org/x/time"
+	xsys       = "golang.org/x/sys"
 	jwt        = "github.com/golang-jwt/jwt/v5"
 	jwkset     = "github.com/MicahParks/jwkset"
 	chromedp   = "github.com/chromedp"
@@ -81,6 +82,7 @@ var rules = map[string]rule{
 	// Not the product: what shows, tests and measures it.
 	"internal/services": {theirs: []string{pgx, goRedis},
 		by: []string{"internal/services/...", "internal/testkit/...", "internal/bench/...", "internal/chaos", "cmd/demo/..."}},
+	"internal/network":     {theirs: []string{xsys}, by: []string{"internal/chaos"}},
 	"internal/services/up": {ours: []string{"internal/services"}},
 	"internal/testkit":     {ours: []string{anything}, theirs: []string{anything}, by: []string{"internal/chaos"}},
 	"internal/testkit/...": {ours: []string{"internal/services"}, theirs: []string{chromedp}, by: []string{}},

@@ -5,6 +5,7 @@ import (
 	"os"
 	"os/exec"
 	"regexp"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -46,8 +47,12 @@ func TestRounds(t *testing.T) {
 	for name, args := range map[string][]string{
 		"faults":   {"-rounds", "10", "-seed", "20", "-for", "40s"},
 		"failover": {"-standby", "-rounds", "1", "-seed", "3"},
+		"hosts":    {"-hosts", "-rounds", "7", "-seed", "2", "-for", "40s"},
 	} {
 		t.Run(name, func(t *testing.T) {
+			if name == "hosts" && (runtime.GOOS != "linux" || os.Geteuid() != 0) {
+				t.Skip("hosts of one machine take Linux, and root")
+			}
 			if said, found := checker(t, binary, args...); len(found) > 0 {
 				t.Errorf("violated: %v\n%s", found, said)
 			}
@@ -71,7 +76,7 @@ func TestBugsAreNotStale(t *testing.T) {
 		}
 		names[b.name] = true
 		if b.faults != "" {
-			if _, err := parseKinds(b.faults); err != nil {
+			if _, err := parseKinds(b.faults, false); err != nil {
 				t.Errorf("bug %s: %v", b.name, err)
 			}
 		}
@@ -130,7 +135,7 @@ func TestScheduleFollowsFromTheSeed(t *testing.T) {
 
 func TestKindsAreDistinct(t *testing.T) {
 	seen := make(map[string]bool)
-	for _, k := range kinds {
+	for _, k := range slices.Concat(kinds, networkKinds) {
 		if seen[k.name] || k.name == "" || strings.ContainsAny(k.name, ", ") {
 			t.Errorf("kind %q", k.name)
 		}

@@ -73,7 +73,15 @@ var kinds = []kind{
 	{name: "epoch-bump", apply: (*fault).epochBump},
 }
 
-func kindNamed(name string) (kind, bool) {
+// kindsOf are those of a world with hosts, or of one without.
+func kindsOf(hosts bool) []kind {
+	if hosts {
+		return networkKinds
+	}
+	return kinds
+}
+
+func kindNamed(kinds []kind, name string) (kind, bool) {
 	for _, k := range kinds {
 		if k.name == name {
 			return k, true
@@ -400,8 +408,9 @@ func names(all []kind) string {
 	return strings.Join(s, ", ")
 }
 
-// parseKinds reads -faults: names with commas, "all" or "none".
-func parseKinds(list string) ([]kind, error) {
+// parseKinds reads -faults: names with commas, "all" or "none". With hosts, all are those of the network.
+func parseKinds(list string, hosts bool) ([]kind, error) {
+	kinds := kindsOf(hosts)
 	switch list {
 	case "all":
 		return kinds, nil
@@ -410,7 +419,7 @@ func parseKinds(list string) ([]kind, error) {
 	}
 	var chosen []kind
 	for name := range strings.SplitSeq(list, ",") {
-		k, ok := kindNamed(strings.TrimSpace(name))
+		k, ok := kindNamed(kinds, strings.TrimSpace(name))
 		if !ok {
 			return nil, fmt.Errorf("there is no fault %q; there are: %s", name, names(kinds))
 		}

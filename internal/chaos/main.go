@@ -3,6 +3,7 @@ package main
 import (
 	"cmp"
 	"context"
+	"errors"
 	"flag"
 	"fmt"
 	"os"
@@ -27,6 +28,7 @@ type options struct {
 	clients   int
 	renew     int
 	standby   bool
+	hosts     bool
 	bug       string
 	out       string
 	goOn      bool
@@ -49,6 +51,7 @@ func main() {
 	flag.IntVar(&o.clients, "clients", 8, "how many clients, a quarter of them steady")
 	flag.IntVar(&o.renew, "renew", 10, "after how many rounds topics and clients are new")
 	flag.BoolVar(&o.standby, "standby", false, "rounds of failovers to a standby that lost acknowledged commits")
+	flag.BoolVar(&o.hosts, "hosts", false, "every process on a host of its own, in network namespaces, and faults of the network; takes Linux and root")
 	flag.StringVar(&o.bug, "bug", "", "seed a bug into the product first; 'list' lists them")
 	flag.StringVar(&o.out, "out", filepath.Join(os.TempDir(), "commitcast-chaos"), "folder of timelines and results")
 	flag.BoolVar(&o.goOn, "go-on", false, "go on after a violation, with a new world")
@@ -61,7 +64,7 @@ func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	if o.bug != "" {
-		os.Exit(runBug(ctx, o.bug))
+		os.Exit(runBug(ctx, o.bug, o.hosts))
 	}
 	violations, err := run(ctx, o)
 	switch {
@@ -74,7 +77,10 @@ func main() {
 
 // run runs the rounds, and returns how many violations there were.
 func run(ctx context.Context, o options) (int, error) {
-	from, err := parseKinds(o.faults)
+	if o.hosts && (o.standby || o.failovers > 0) {
+		return 0, errors.New("-hosts has no standby: leave -standby and -failovers out")
+	}
+	from, err := parseKinds(o.faults, o.hosts)
 	if err != nil {
 		return 0, err
 	}
@@ -122,7 +128,7 @@ func (o options) stops(violations map[string]int) bool {
 
 // session runs rounds in one world until there are violations. It returns how many rounds it ran.
 func session(ctx context.Context, o options, from []kind, seed uint64, rounds int, rec *record) (n, violated int, err error) {
-	w, err := newWorld(ctx, o.standby)
+	w, err := newWorld(ctx, o.standby, o.hosts)
 	if err != nil {
 		return 0, 0, err
 	}
@@ -172,7 +178,7 @@ func session(ctx context.Context, o options, from []kind, seed uint64, rounds in
 			rec.Violations[name] += count
 		}
 		path := filepath.Join(o.out, fmt.Sprintf("timeline-%d-%d.txt", s, os.Getpid()))
-		head := []string{fmt.Sprintf("Seed %d, faults %s, standby %v.", s, o.faults, o.standby), ""}
+		head := []string{fmt.Sprintf("Seed %d, faults %s, standby %v, hosts %v.", s, o.faults, o.standby, o.hosts), ""}
 		for i, v := range all {
 			text := fmt.Sprintf("VIOLATION %s: %s", v.name, v.text)
 			head = append(head, text)
@@ -186,6 +192,9 @@ func session(ctx context.Context, o options, from []kind, seed uint64, rounds in
 		mode := ""
 		if o.standby {
 			mode = " -standby"
+		}
+		if o.hosts {
+			mode = " -hosts"
 		}
 		fmt.Printf("round with seed %d failed; timeline in %s\nagain: go run ./internal/chaos -seed %d -rounds 1 -faults %s -clients %d%s\n", s, path, s, o.faults, o.clients, mode)
 		return n, len(all), nil

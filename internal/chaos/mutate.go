@@ -97,8 +97,11 @@ func (b bug) args(seed int) []string {
 	return args
 }
 
-// runBug is -bug.
-func runBug(ctx context.Context, name string) int {
+// hostRounds is how many rounds of -hosts a bug is given: it was chosen for other faults.
+const hostRounds = 40
+
+// runBug is -bug; with hosts, faults are those of the network.
+func runBug(ctx context.Context, name string, hosts bool) int {
 	for _, b := range bugs {
 		if name == "list" {
 			fmt.Printf("%-26s %s; caught as %s\n", b.name, b.about, strings.Join(b.caughtAs, ", "))
@@ -116,7 +119,12 @@ func runBug(ctx context.Context, name string) int {
 		if err != nil {
 			fatal(err)
 		}
-		cmd := exec.CommandContext(ctx, binary, append(b.args(1), "-v")...)
+		args := b.args(1)
+		if hosts {
+			b.faults, b.hold, b.rounds, b.standby = "", 0, hostRounds, false
+			args = append(b.args(1), "-hosts")
+		}
+		cmd := exec.CommandContext(ctx, binary, append(args, "-v")...)
 		cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
 		cmd.Run()
 		return cmd.ProcessState.ExitCode()

@@ -14,6 +14,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/commitcast/commitcast/internal/network"
 	"github.com/commitcast/commitcast/internal/testkit"
 )
 
@@ -21,13 +22,14 @@ import (
 const restartAfter = 100 * time.Millisecond
 
 // process is a supervised worker or broadcaster: one that ends is started again, as in any deployment. It reaches
-// Postgres and Redis through proxies of its own, and clients reach it through another.
+// Postgres and Redis through proxies of its own, or over the network from a host of its own; clients reach it through another proxy.
 type process struct {
 	w        *world
 	name     string // worker1, broadcaster2
 	role     string
-	postgres *testkit.Proxy
-	redis    *testkit.Proxy
+	host     *network.Host  // with -hosts
+	postgres *testkit.Proxy // without
+	redis    *testkit.Proxy // without
 	clients  *testkit.Proxy // nil for a worker
 
 	mu      sync.Mutex
@@ -45,11 +47,13 @@ type process struct {
 func (w *world) newProcess(role string, n int, postgres, redis string) (*process, error) {
 	p := &process{w: w, name: fmt.Sprintf("%s%d", role, n), role: role, done: make(chan struct{}), up: make(chan struct{})}
 	var err error
-	if p.postgres, err = testkit.StartProxy(postgres); err != nil {
-		return nil, err
-	}
-	if p.redis, err = testkit.StartProxy(redis); err != nil {
-		return nil, err
+	if p.host = w.hosts[p.name]; p.host == nil {
+		if p.postgres, err = testkit.StartProxy(postgres); err != nil {
+			return nil, err
+		}
+		if p.redis, err = testkit.StartProxy(redis); err != nil {
+			return nil, err
+		}
 	}
 	if role == "broadcaster" {
 		if p.clients, err = testkit.StartProxy("127.0.0.1:1"); err != nil {
@@ -63,8 +67,13 @@ func (w *world) newProcess(role string, n int, postgres, redis string) (*process
 // supervise runs the process again and again. The kernel ties "when the parent dies" to the thread that started it.
 func (p *process) supervise() {
 	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
 	defer close(p.done)
+	if p.host == nil {
+		defer runtime.UnlockOSThread()
+	} else if err := p.host.Enter(); err != nil { // the thread ends with the goroutine, which stays locked to it
+		p.w.log.add(p.name, "cannot be started: %v", err)
+		return
+	}
 	for {
 		p.mu.Lock()
 		hold, closing := p.hold, p.closing
@@ -86,12 +95,19 @@ func (p *process) runOnce() {
 	if err != nil {
 		self = os.Args[0]
 	}
-	args := []string{"commitcast", p.role, "--log-format=json", "--ops-listen=127.0.0.1:0"}
+	ip, postgres, redis := "127.0.0.1", p.w.postgresURL, p.w.redisURL
+	var more []string
+	if p.host != nil {
+		ip, more = p.host.IP(), []string{"--ops-token-file=" + p.w.opsToken}
+	} else {
+		postgres, redis = p.postgres.URL(postgres), p.redis.URL(redis)
+	}
+	args := append([]string{"commitcast", p.role, "--log-format=json", "--ops-listen=" + ip + ":0"}, more...)
 	if p.clients != nil {
-		args = append(args, "--listen=127.0.0.1:0", "--auth=off", "--drain=50ms", "--heartbeat=1s", "--node="+p.name)
+		args = append(args, "--listen="+ip+":0", "--auth=off", "--allow-public", "--drain=50ms", "--heartbeat=1s", "--node="+p.name)
 	}
 	cmd := exec.Command(self, args...)
-	cmd.Env = append(os.Environ(), "DATABASE_URL="+p.postgres.URL(p.w.postgresURL), "REDIS_URL="+p.redis.URL(p.w.redisURL))
+	cmd.Env = append(os.Environ(), "DATABASE_URL="+postgres, "REDIS_URL="+redis)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	out, err := cmd.StderrPipe()
 	p.mu.Lock()
@@ -191,7 +207,12 @@ func (p *process) get(path string) (string, error) {
 		return "", errNotRunning
 	}
 	client := http.Client{Timeout: 2 * time.Second}
-	resp, err := client.Get(ops + path)
+	req, err := http.NewRequest("GET", ops+path, nil)
+	if err != nil {
+		return "", err
+	}
+	req.Header.Set("Authorization", "Bearer "+opsToken)
+	resp, err := client.Do(req)
 	if err != nil {
 		return "", err
 	}

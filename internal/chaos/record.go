@@ -18,12 +18,13 @@ type record struct {
 	Machine    string         `json:"machine"`
 	Seed       uint64         `json:"seed"`
 	Clients    int            `json:"clients"`
+	Hosts      bool           `json:"hosts"`
 	Rounds     []result       `json:"rounds"`
 	Violations map[string]int `json:"violations"` // by kind
 }
 
 func newRecord(o options) *record {
-	return &record{At: time.Now(), Seed: o.seed, Clients: o.clients, Violations: make(map[string]int),
+	return &record{At: time.Now(), Seed: o.seed, Clients: o.clients, Hosts: o.hosts, Violations: make(map[string]int),
 		Machine: fmt.Sprintf("%d cores, %s/%s, %s", runtime.NumCPU(), runtime.GOOS, runtime.GOARCH, runtime.Version())}
 }
 
@@ -57,7 +58,7 @@ const failover = "failover"
 func (rec *record) page() string {
 	var b strings.Builder
 	counts := make(map[string]int)
-	for _, k := range kinds {
+	for _, k := range kindsOf(rec.Hosts) {
 		counts[k.name] = 0
 	}
 	alone := make(map[string][]result)

@@ -15,6 +15,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/redis/go-redis/v9"
 
+	"github.com/commitcast/commitcast/internal/network"
 	"github.com/commitcast/commitcast/internal/services"
 	"github.com/commitcast/commitcast/internal/testkit"
 	"github.com/commitcast/commitcast/migrations"
@@ -51,8 +52,11 @@ type world struct {
 	redisURL    string
 	cache       *redis.Client // the checker's own way to Redis, past the proxies
 	processes   []*process
-	writing     *testkit.Proxy // between writers and Postgres
-	reading     *testkit.Proxy // between whoever reads snapshots and Postgres
+	network     *network.Network         // with -hosts: everybody has a host of its own on it
+	hosts       map[string]*network.Host // by the names of processes, "postgres" and "redis"
+	opsToken    string                   // then: a file with what operators show
+	writing     *testkit.Proxy           // between writers and Postgres
+	reading     *testkit.Proxy           // between whoever reads snapshots and Postgres
 	writers     *pgxpool.Pool
 	readers     *pgxpool.Pool
 
@@ -116,7 +120,7 @@ func (w *world) violated() []violation {
 }
 
 // newWorld starts everything and waits until it serves.
-func newWorld(ctx context.Context, standby bool) (w *world, err error) {
+func newWorld(ctx context.Context, standby, hosts bool) (w *world, err error) {
 	w = &world{ctx: ctx, log: newTimeline(), soft: make(map[string]int), counts: make(map[string]int)}
 	defer func() {
 		if err != nil {
@@ -130,11 +134,17 @@ func newWorld(ctx context.Context, standby bool) (w *world, err error) {
 	if err := services.EnsureRedis(ctx, os.Stderr); err != nil {
 		return w, err
 	}
-	settings := map[string]string{"shared_buffers": "64MB"}
-	if w.postgres, err = services.StartPostgres(ctx, services.PostgresConfig{Settings: settings}); err != nil {
+	postgres, redisServer := services.PostgresConfig{Settings: map[string]string{"shared_buffers": "64MB"}}, services.RedisConfig{}
+	if hosts {
+		if err := w.makeHosts(); err != nil {
+			return w, err
+		}
+		postgres.Host, redisServer.Host = w.hosts["postgres"], w.hosts["redis"]
+	}
+	if w.postgres, err = services.StartPostgres(ctx, postgres); err != nil {
 		return w, err
 	}
-	if w.redis, err = services.StartRedis(ctx, services.RedisConfig{}); err != nil {
+	if w.redis, err = services.StartRedis(ctx, redisServer); err != nil {
 		return w, err
 	}
 	w.postgresURL, w.redisURL = w.postgres.URL("postgres"), w.redis.URL()
@@ -334,6 +344,12 @@ func (w *world) close() {
 		if pg != nil {
 			pg.Close()
 		}
+	}
+	if w.network != nil {
+		w.network.Close()
+	}
+	if w.opsToken != "" {
+		os.Remove(w.opsToken)
 	}
 }
 

@@ -24,6 +24,7 @@ const keeperTimeout = 15 * time.Second
 type folder struct {
 	path string
 	cred *syscall.Credential // the user that servers run as, nil = ours
+	host Host                // where its servers run, nil = here
 
 	keeper     *exec.Cmd
 	keeperStop io.Closer
@@ -79,6 +80,14 @@ func (f *folder) prepare() error {
 		close(f.keeperDone)
 	}()
 	return nil
+}
+
+// ip is the address of its servers.
+func (f *folder) ip() string {
+	if f.host != nil {
+		return f.host.IP()
+	}
+	return "127.0.0.1"
 }
 
 func (f *folder) pids() string { return filepath.Join(f.path, "pids") }

@@ -6,10 +6,12 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"net"
 	"net/url"
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -24,11 +26,12 @@ type PostgresConfig struct {
 	Settings map[string]string
 	// TLS makes the server speak it to who asks for it; ClientCA is then for who shows a certificate. Default: none.
 	TLS *TLS
+	// Host is where it runs; other hosts may log in, too. Default: here.
+	Host Host
 }
 
 // settings are those of every private Postgres. fsync stays on: what is measured here should be true elsewhere.
 var settings = map[string]string{
-	"listen_addresses":               "127.0.0.1",
 	"unix_socket_directories":        "",
 	"max_connections":                "400",
 	"max_prepared_transactions":      "10",
@@ -58,9 +61,13 @@ func StartPostgres(ctx context.Context, cfg PostgresConfig) (*Postgres, error) {
 	if err != nil {
 		return nil, err
 	}
+	p.folder.host = cfg.Host
 	err = p.initdb(ctx)
 	if err == nil && cfg.TLS != nil {
 		err = p.secure()
+	}
+	if err == nil && cfg.Host != nil {
+		err = p.open()
 	}
 	if err == nil {
 		err = onFreePort(func(port int) error {
@@ -110,6 +117,16 @@ func (p *Postgres) initdb(ctx context.Context) error {
 		"--encoding=UTF8", "--locale=C", "--no-sync", "--no-instructions")
 }
 
+// open lets other hosts log in, with the password; initdb lets this one only.
+func (p *Postgres) open() error {
+	f, err := os.OpenFile(filepath.Join(p.data, "pg_hba.conf"), os.O_APPEND|os.O_WRONLY, 0)
+	if err != nil {
+		return err
+	}
+	_, err = f.WriteString("host all all " + p.folder.ip() + "/24 password\n")
+	return errors.Join(err, f.Close())
+}
+
 // secure adds TLS to the settings.
 func (p *Postgres) secure() error {
 	certificate, key, clientCA, err := p.cfg.TLS.files(p.folder)
@@ -143,6 +160,7 @@ func (p *Postgres) start(ctx context.Context) error {
 	}
 	p.stop(syscall.SIGKILL) // tidies up after a crash
 	all := maps.Clone(settings)
+	all["listen_addresses"] = p.folder.ip()
 	maps.Copy(all, p.cfg.Settings)
 	args := []string{"-D", p.data, "-p", fmt.Sprint(p.port)}
 	for _, name := range slices.Sorted(maps.Keys(all)) {
@@ -187,7 +205,7 @@ func (p *Postgres) URL(database string) string {
 }
 
 // Addr is the server's address, host:port.
-func (p *Postgres) Addr() string { return localAddr(p.port) }
+func (p *Postgres) Addr() string { return net.JoinHostPort(p.folder.ip(), strconv.Itoa(p.port)) }
 
 // Version is the server's version, as in 15.4.
 func (p *Postgres) Version() string { return p.program.version }

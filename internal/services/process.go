@@ -26,6 +26,14 @@ const (
 	portTries = 10
 )
 
+// Host is where a server runs that does not run in this machine's own network; package network makes such.
+type Host interface {
+	// IP is its address. The server listens there and nowhere else.
+	IP() string
+	// Enter takes the calling thread there, for good.
+	Enter() error
+}
+
 // process is one run of a server.
 type process struct {
 	pid     int
@@ -50,7 +58,7 @@ func (f *folder) spawn(p program, stdin io.Reader, death syscall.Signal, args ..
 	dieWithParent(cmd.SysProcAttr, death)
 
 	proc := &process{log: log, done: make(chan struct{}), started: make(chan error, 1)}
-	go proc.attend(cmd) // owned by proc: ends when the process does
+	go proc.attend(cmd, f.host) // owned by proc: ends when the process does
 	if err := <-proc.started; err != nil {
 		return nil, err
 	}
@@ -66,10 +74,17 @@ func (f *folder) spawn(p program, stdin io.Reader, death syscall.Signal, args ..
 
 // attend starts the process and waits for it. The kernel ties "when the parent dies" to the thread that started the
 // process, so that thread must live as long.
-func (p *process) attend(cmd *exec.Cmd) {
+func (p *process) attend(cmd *exec.Cmd, host Host) {
 	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
-	err := cmd.Start()
+	var err error
+	if host == nil {
+		defer runtime.UnlockOSThread()
+	} else {
+		err = host.Enter() // the thread ends with the goroutine, which stays locked to it
+	}
+	if err == nil {
+		err = cmd.Start()
+	}
 	p.started <- err
 	if err == nil {
 		cmd.Wait()

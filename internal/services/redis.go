@@ -25,11 +25,12 @@ type RedisConfig struct {
 	Password string
 	// TLS makes the server serve it, too, on a port of its own: TLSAddr. Default: none.
 	TLS *TLS
+	// Host is where it runs. Default: here.
+	Host Host
 }
 
-// redisLines configure every private Redis. dir and port are added.
+// redisLines configure every private Redis. Address, dir and port are added.
 const redisLines = `
-bind 127.0.0.1
 save ""
 appendonly no
 enable-debug-command yes
@@ -67,6 +68,7 @@ func StartRedis(ctx context.Context, cfg RedisConfig) (*Redis, error) {
 		return nil, err
 	}
 	r := &Redis{program: found, folder: f, cfg: cfg, password: cmp.Or(cfg.Password, rand.Text())}
+	f.host = cfg.Host
 	r.dir, err = f.private("data")
 	if err == nil {
 		err = onFreePort(func(port int) error {
@@ -98,8 +100,8 @@ func (r *Redis) start(ctx context.Context) error {
 	r.stop(syscall.SIGKILL) // tidies up after a crash
 	// By standard input: other users can read a command line, with the password. A password, since they can reach the
 	// port, and Redis writes files where it is told.
-	lines := redisLines + fmt.Sprintf("port %d\ndir %q\nrequirepass %s\n%s\n",
-		r.port, r.dir, r.password, strings.Join(r.cfg.Lines, "\n"))
+	lines := redisLines + fmt.Sprintf("bind %s\nport %d\ndir %q\nrequirepass %s\n%s\n",
+		r.folder.ip(), r.port, r.dir, r.password, strings.Join(r.cfg.Lines, "\n"))
 	if r.cfg.TLS != nil {
 		certificate, key, clientCA, err := r.cfg.TLS.files(r.folder)
 		if err != nil {
@@ -151,10 +153,10 @@ func (r *Redis) Options() *redis.Options {
 }
 
 // Addr is the server's address, host:port.
-func (r *Redis) Addr() string { return localAddr(r.port) }
+func (r *Redis) Addr() string { return net.JoinHostPort(r.folder.ip(), strconv.Itoa(r.port)) }
 
 // TLSAddr is where the server serves TLS, host:port.
-func (r *Redis) TLSAddr() string { return localAddr(r.secure) }
+func (r *Redis) TLSAddr() string { return net.JoinHostPort(r.folder.ip(), strconv.Itoa(r.secure)) }
 
 // Password is what clients and replicas authenticate with.
 func (r *Redis) Password() string { return r.password }
