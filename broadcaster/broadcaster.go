@@ -215,7 +215,8 @@ func New(j Journal, s stream.Stream, cfg Config) (*Broadcaster, error) {
 	if cfg.Registerer != nil {
 		cfg.Registerer.MustRegister(&stateMetrics{b})
 	}
-	b.room.measure(cfg.Registerer)
+	b.room.measure(cfg.Registerer, "log_bytes", "Memory of the logs of all topics, in bytes.")
+	b.windows.measure(cfg.Registerer, "window_bytes", "Memory of the windows of conflating subscribers that are behind, in bytes.")
 	b.joiner = &joiner{b: b, kicked: make(chan struct{}, 1)}
 	b.heads = &heads{b: b, kicked: make(chan struct{}, 1), polled: make(chan struct{}),
 		suspects: make(map[*topic]struct{})}
@@ -259,10 +260,15 @@ func (b *Broadcaster) keepTime(ctx context.Context) {
 			return
 		case now := <-ticker.C:
 			b.mu.RLock()
+			slow := 0
 			for s := range b.sessions {
 				s.beat(now)
+				if s.slow(now) {
+					slow++
+				}
 			}
 			b.mu.RUnlock()
+			b.metrics.slow.Set(float64(slow))
 			b.replayer.forget(now)
 			b.relieveLogs()
 			if now.Sub(sweep) > topicLinger/3 {

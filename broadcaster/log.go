@@ -45,10 +45,10 @@ func (r *room) take(bytes int) {
 func (r *room) full(bytes int) bool { return r != nil && r.used.Load()+int64(bytes) > r.most }
 
 // measure has a metric say how much is used.
-func (r *room) measure(to prometheus.Registerer) {
+func (r *room) measure(to prometheus.Registerer, name, help string) {
 	if to != nil {
-		to.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "commitcast_broadcaster_log_bytes",
-			Help: "Memory of the logs of all topics, in bytes."}, func() float64 { return float64(r.used.Load()) }))
+		to.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "commitcast_broadcaster_" + name, Help: help},
+			func() float64 { return float64(r.used.Load()) }))
 	}
 }
 

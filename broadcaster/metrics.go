@@ -11,7 +11,7 @@ import (
 
 // metrics of a broadcaster. No label has a value that a client chooses.
 type metrics struct {
-	connections, subscriptions, topics        prometheus.Gauge
+	connections, subscriptions, topics, slow  prometheus.Gauge
 	messages, bytes, delivered, runs          prometheus.Counter
 	gaps, healed, stalled, turnedAway, epochs prometheus.Counter
 	expired, conflated                        prometheus.Counter
@@ -39,6 +39,7 @@ func newMetrics(r prometheus.Registerer) *metrics {
 		connections:   gauge("connections", "Clients connected now."),
 		subscriptions: gauge("subscriptions", "Subscriptions of all clients now."),
 		topics:        gauge("topics", "Topics with a log in memory now."),
+		slow:          gauge("clients_slow", "Clients that have not taken a message for a second or more."),
 		messages:      counter("messages_total", "WebSocket messages written; each holds one or more frames."),
 		bytes:         counter("bytes_total", "Bytes of messages written, without headers."),
 		delivered:     counter("events_delivered_total", "Events written, summed over subscribers."),
@@ -63,7 +64,7 @@ func newMetrics(r prometheus.Registerer) *metrics {
 			Buckets: []float64{.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 60}}),
 	}
 	if r != nil {
-		r.MustRegister(m.connections, m.subscriptions, m.topics, m.messages, m.bytes, m.delivered, m.runs, m.gaps,
+		r.MustRegister(m.connections, m.subscriptions, m.topics, m.slow, m.messages, m.bytes, m.delivered, m.runs, m.gaps,
 			m.healed, m.stalled, m.turnedAway, m.epochs, m.resets, m.replayed, m.refused, m.expired, m.tokens, m.shut, m.limits, m.conflated, m.delay)
 	}
 	return m

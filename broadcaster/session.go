@@ -52,8 +52,11 @@ type session struct {
 	flusher  func()                   // flush, made once: a go statement with a receiver would allocate each time
 	closed   bool
 	nextBeat time.Time
-	errors   int // requests that were refused; of the reader
-	most     int // subscriptions there ever were; of the reader
+	writes   uint32    // messages that were begun
+	written  uint32    // as slow saw it last
+	stuck    time.Time // since when that is the same
+	errors   int       // requests that were refused; of the reader
+	most     int       // subscriptions there ever were; of the reader
 
 	unwelcome atomic.Bool // has earned a strike by what it did
 	excused   bool        // that it has not said who it is, is not its fault; of the reader
@@ -299,6 +302,7 @@ func (s *session) flush() {
 			s.mu.Unlock()
 			return
 		}
+		s.writes++
 		s.mu.Unlock()
 		if err := s.sink.writeText(p, s.b.cfg.WriteTimeout); err != nil {
 			if errors.Is(err, errStalled) {
@@ -340,6 +344,21 @@ func (s *session) collect(p []byte) []byte {
 		return s.collect(p)
 	}
 	return p
+}
+
+// slowAfter is how long a message may wait for a client before the client counts as slow: far more than a network takes, and far less
+// than the write timeout.
+const slowAfter = time.Second
+
+// slow reports whether the message that is being written was so already at slowAfter before now. It is asked regularly.
+func (s *session) slow(now time.Time) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.flushing || s.writes != s.written {
+		s.written, s.stuck = s.writes, now
+		return false
+	}
+	return now.Sub(s.stuck) >= slowAfter
 }
 
 // beat ends a session whose time is up, or sends a heartbeat with the heads of all live subscriptions, unless the client is not taking what it has.

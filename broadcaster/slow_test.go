@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/coder/websocket"
+	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/commitcast/commitcast/broadcaster"
 	"github.com/commitcast/commitcast/internal/testkit"
@@ -16,7 +17,8 @@ import (
 // A client that does not read costs a cursor: the others go on, and when it reads again it gets every event, from log,
 // stream or journal.
 func TestStalledSubscriberLosesNothing(t *testing.T) {
-	r := newRig(t, nil, broadcaster.Config{LogEvents: 50, WriteTimeout: time.Minute})
+	registry := prometheus.NewRegistry()
+	r := newRig(t, nil, broadcaster.Config{LogEvents: 50, WriteTimeout: time.Minute, Registerer: registry})
 	slow, quick := testkit.Dial(t, r.URL), testkit.Dial(t, r.URL)
 	for _, c := range []*testkit.Client{slow, quick} {
 		c.Subscribe(1, "big", "")
@@ -29,7 +31,26 @@ func TestStalledSubscriberLosesNothing(t *testing.T) {
 		r.publish("big")
 		quick.ExpectEvents("big", int64(i*perBatch+1), int64((i+1)*perBatch))
 	}
+	counted := func() float64 { return gauge(t, registry, "commitcast_broadcaster_clients_slow") }
+	testkit.Eventually(t, 20*time.Second, func() bool { return counted() == 1 }, "one client counts as slow")
 	slow.ExpectEvents("big", 1, batches*perBatch)
+	testkit.Eventually(t, 20*time.Second, func() bool { return counted() == 0 }, "no client counts as slow")
+}
+
+// gauge is the value of a metric without labels.
+func gauge(t *testing.T, registry *prometheus.Registry, name string) float64 {
+	t.Helper()
+	families, err := registry.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range families {
+		if f.GetName() == name {
+			return f.GetMetric()[0].GetGauge().GetValue()
+		}
+	}
+	t.Fatalf("there is no %s", name)
+	return 0
 }
 
 // A client that takes nothing for a whole write timeout is closed; one that takes a little is not.
