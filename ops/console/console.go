@@ -146,14 +146,12 @@ func (s *Server) routes() http.Handler {
 	})
 }
 
-// live is the WebSocket of a page, as long as its session lasts.
+// live is the WebSocket of a page, as long as its session lasts. That the page is of this origin, the broadcaster looks at.
 func (s *Server) live(w http.ResponseWriter, r *http.Request) {
 	v := s.session(r)
 	switch {
 	case v == nil:
 		http.Error(w, "log in first", http.StatusUnauthorized)
-	case !sameOrigin(r):
-		http.Error(w, "pages of other origins may not connect", http.StatusForbidden)
 	case s.cfg.Live == nil:
 		http.Error(w, "nothing is live here", http.StatusNotFound)
 	default:
