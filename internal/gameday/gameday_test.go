@@ -1,8 +1,11 @@
 package gameday
 
 import (
+	"bytes"
+	"cmp"
 	"flag"
 	"fmt"
+	"image/png"
 	"os"
 	"path/filepath"
 	"slices"
@@ -37,9 +40,11 @@ type fault struct {
 	breaks func(s *system)
 	// shows are commands of the section's "Look at", and what they have to say about the cause.
 	shows []look
-	// screen is what the console's first page has to say.
-	screen string
-	cure   func(s *system, book section)
+	// flows: what is committed arrives at subscribers while it lasts.
+	flows bool
+	// screen is what the console has to say, on its first page unless there is another.
+	screen, page string
+	cure         func(s *system, book section)
 	// after is checked when all is green again.
 	after func(s *system)
 }
@@ -66,8 +71,21 @@ func TestGameday(t *testing.T) {
 	}
 	t.Cleanup(func() {
 		report = slices.DeleteFunc(report, func(line string) bool { return line == "" })
-		t.Log("\n| fault | alert | s to fire | s to cure | others that fired |\n|---|---|---|---|---|\n" + strings.Join(report, "\n"))
+		t.Log("\n| fault | alert | s to fire | s until events arrive | s until all is good | others that fired |\n|---|---|---|---|---|---|\n" + strings.Join(report, "\n"))
 	})
+}
+
+// keep writes a picture, in as few bytes as PNG allows.
+func keep(name string, picture []byte) error {
+	drawn, err := png.Decode(bytes.NewReader(picture))
+	if err != nil {
+		return err
+	}
+	var small bytes.Buffer
+	if err := (&png.Encoder{CompressionLevel: png.BestCompression}).Encode(&small, drawn); err != nil {
+		return err
+	}
+	return os.WriteFile(name, small.Bytes(), 0o644)
 }
 
 // play goes through one fault and returns its line of the report.
@@ -95,24 +113,26 @@ func play(t *testing.T, f fault) string {
 		}, "%s names the cause", l.command)
 	}
 	if s.tab != nil {
-		s.tab.Until(fmt.Sprintf(`document.getElementById('page').innerText.includes(%q)`, f.screen), "the console says: %s", f.screen)
+		s.tab.Look(cmp.Or(f.page, "#/"), fmt.Sprintf(`document.getElementById('page').innerText.includes(%q)`, f.screen))
 		picture := s.tab.Picture()
 		if *pictures != "" {
-			if err := os.WriteFile(filepath.Join(*pictures, "gameday-"+f.name+".png"), picture, 0o644); err != nil {
-				t.Fatal(err)
-			}
+			s.must(keep(filepath.Join(*pictures, "gameday-"+f.name+".png"), picture))
 		}
 	}
 
+	if f.flows {
+		s.arrives()
+	}
 	curing := time.Now()
 	f.cure(s, book)
+	s.arrives()
+	delivers := time.Since(curing)
 	others := s.cured(f.alert)
 	cured := time.Since(curing)
-	s.arrives()
 	if f.after != nil {
 		f.after(s)
 	}
 	s.exact(f.setUp.standby)
-	t.Logf("cured in %.1f s", cured.Seconds())
-	return fmt.Sprintf("| %s | %s | %.0f | %.0f | %s |", f.name, f.alert, fired.Seconds(), cured.Seconds(), strings.Join(others, ", "))
+	t.Logf("events arrive %.1f s after the cure, and nothing is wrong after %.1f s; %s fired, too", delivers.Seconds(), cured.Seconds(), others)
+	return fmt.Sprintf("| %s | %s | %.0f | %.1f | %.0f | %s |", f.name, f.alert, fired.Seconds(), delivers.Seconds(), cured.Seconds(), strings.Join(others, ", "))
 }

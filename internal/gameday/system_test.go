@@ -1,6 +1,7 @@
 package gameday
 
 import (
+	"context"
 	"fmt"
 	"net/http"
 	"slices"
@@ -8,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/commitcast/commitcast/client"
 	"github.com/commitcast/commitcast/internal/services"
 	"github.com/commitcast/commitcast/internal/testkit"
 	"github.com/commitcast/commitcast/internal/testkit/chromium"
@@ -18,7 +20,6 @@ type options struct {
 	standby bool // a second Postgres follows the first
 	prepare func(s *system)
 	worker  []string // more flags of the worker
-	nodes   []string // and of the broadcasters
 	tls     bool     // the broadcasters serve it, with a certificate of s.authority in s.cert and s.key
 	tokens  bool     // clients show tokens of s.issuer
 }
@@ -40,6 +41,9 @@ type system struct {
 	issuer    *testkit.Issuer
 	cert, key string // files
 
+	disk        string // of the journal, if that has one of its own
+	stopProgram func() // ends a program that reads nothing
+
 	worker, b1, b2 *testkit.Node
 	ops            map[string]string // ops listeners, host:port; they stay over restarts
 	tab            *chromium.Console // nil: nobody looks
@@ -58,6 +62,9 @@ func start(t *testing.T, up options) *system {
 			t.Fatal(err)
 		}
 		t.Cleanup(s.standby.Close)
+		for _, sql := range []string{`ALTER SYSTEM SET synchronous_standby_names = '*'`, `SELECT pg_reload_conf()`} {
+			s.sql(s.postgres.URL("postgres"), sql) // what is acknowledged is not lost with the primary
+		}
 	}
 	s.address, s.network = testkit.NewProxy(t, s.postgres.Addr()), testkit.NewProxy(t, s.redis.Addr())
 	s.database = s.address.URL(s.postgres.URL("postgres"))
@@ -69,7 +76,7 @@ func start(t *testing.T, up options) *system {
 		}
 		s.ops[name] = fmt.Sprintf("127.0.0.1:%d", port)
 	}
-	flags := []string{"--canary", "--write-timeout=5s"}
+	flags := []string{"--canary"}
 	h := &http.Client{Transport: &http.Transport{}}
 	if up.tls {
 		s.authority = testkit.NewAuthority(t)
@@ -79,22 +86,37 @@ func start(t *testing.T, up options) *system {
 		h.Transport = &http.Transport{TLSClientConfig: s.authority.Client()}
 	}
 	t.Cleanup(h.CloseIdleConnections)
+	if up.tokens {
+		s.issuer = testkit.NewIssuer(t)
+		flags = append(flags, "--auth=jwt", "--jwt-alg=EdDSA", "--jwt-key-file="+s.issuer.File(t), "--jwt-audience="+testkit.Audience)
+	}
 	if up.prepare != nil {
 		up.prepare(s)
 	}
 	s.startWorker()
-	flags = append(flags, up.nodes...)
 	s.b1 = testkit.Start(t, s.database, s.network.URL(s.redis.URL()), append([]string{"broadcaster", "--node=b1", "--ops-listen=" + s.ops["b1"]}, flags...)...)
 	s.b2 = testkit.Start(t, s.database, s.redis.URL(), append([]string{"broadcaster", "--node=b2", "--ops-listen=" + s.ops["b2"]}, flags...)...)
 	s.watch = startWatch(t, s.ops["worker"], s.ops["b1"], s.ops["b2"])
 	s.writer = startWriter(t, s.database)
-	s.witnesses = []*witness{startWitness(t, "b1", s.b1.URL, h, s.writer.pool), startWitness(t, "b2", s.b2.URL, h, s.writer.pool)}
+	s.witnesses = []*witness{s.follow("b1", s.b1.URL, h), s.follow("b2", s.b2.URL, h)}
 	if *all {
 		console := testkit.Run(t, s.operators, s.redis.URL(), "ops", "serve", "--listen=127.0.0.1:0", "--node="+s.nodes())
 		s.tab = chromium.OpenConsole(t, console.URL, "alice", "", "503", "502", "WebSocket", "Failed to load")
-		s.tab.Emulate(1280, 860, "light", false)
+		s.tab.Emulate(1120, 700, "light", false)
 	}
 	return s
+}
+
+// follow has a witness follow the topic through a broadcaster.
+func (s *system) follow(name, url string, h *http.Client) *witness {
+	s.t.Helper()
+	c := client.Config{HTTPClient: h}
+	if s.issuer != nil {
+		c.Token = func(context.Context, bool) (string, error) {
+			return s.issuer.Token("witness", []string{topic}, nil), nil
+		}
+	}
+	return startWitness(s.t, name, url, c, s.writer.pool)
 }
 
 // startWorker runs the worker, as it was run before.
@@ -179,7 +201,7 @@ func (s *system) cured(alert string) (others []string) {
 func (s *system) arrives() {
 	s.t.Helper()
 	from := s.writer.committed()
-	testkit.Eventually(s.t, 20*time.Second, func() error {
+	testkit.Eventually(s.t, curedWithin, func() error {
 		if s.writer.committed() < from+3 {
 			return fmt.Errorf("only %d are written since %d", s.writer.committed(), from)
 		}
@@ -198,6 +220,10 @@ func (s *system) exact(history bool) {
 	s.t.Helper()
 	s.writer.stop()
 	last := s.writer.committed()
+	held, err := snapshot(s.t.Context(), s.writer.pool)
+	if err != nil || held.State != last {
+		s.t.Fatalf("%d rows, not the %d that were committed: %v", held.State, last, err)
+	}
 	for _, w := range s.witnesses {
 		testkit.Eventually(s.t, 20*time.Second, func() error {
 			if n := w.has(); n != last {

@@ -3,7 +3,6 @@ package gameday
 import (
 	"context"
 	"fmt"
-	"net/http"
 	"strconv"
 	"sync"
 	"testing"
@@ -99,10 +98,10 @@ type witness struct {
 	wrong     []string
 }
 
-func startWitness(t *testing.T, name, url string, http *http.Client, pool *pgxpool.Pool) *witness {
+func startWitness(t *testing.T, name, url string, config client.Config, pool *pgxpool.Pool) *witness {
 	t.Helper()
 	w := &witness{name: name}
-	c, err := client.New(url+"/v1/ws", client.Config{HTTPClient: http})
+	c, err := client.New(url+"/v1/ws", config)
 	if err != nil {
 		t.Fatal(err)
 	}
