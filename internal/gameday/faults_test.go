@@ -144,7 +144,9 @@ var faults = []fault{
 	},
 	{
 		// A program opens connections and reads nothing of what it asked for.
-		name: "slow-consumers", setUp: options{tokens: true}, flows: true,
+		name: "slow-consumers", flows: true,
+		// With the default of 10 s, who took a part of a message first is closed after 20.
+		setUp:  options{tokens: true, nodes: []string{"--write-timeout=5s"}},
 		alert:  "CommitcastSlowClients",
 		breaks: slowProgram,
 		shows:  []look{{"commitcast ops status", []string{"10 stalled clients"}}, {"commitcast ops clients", []string{"slow-program"}}},

@@ -20,6 +20,7 @@ type options struct {
 	standby bool // a second Postgres follows the first
 	prepare func(s *system)
 	worker  []string // more flags of the worker
+	nodes   []string // and of the broadcasters
 	tls     bool     // the broadcasters serve it, with a certificate of s.authority in s.cert and s.key
 	tokens  bool     // clients show tokens of s.issuer
 }
@@ -76,7 +77,7 @@ func start(t *testing.T, up options) *system {
 		}
 		s.ops[name] = fmt.Sprintf("127.0.0.1:%d", port)
 	}
-	flags := []string{"--canary"}
+	flags := append([]string{"--canary"}, up.nodes...)
 	h := &http.Client{Transport: &http.Transport{}}
 	if up.tls {
 		s.authority = testkit.NewAuthority(t)

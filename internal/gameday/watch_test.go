@@ -1,6 +1,7 @@
 package gameday
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -19,11 +20,12 @@ import (
 	"github.com/commitcast/commitcast/internal/testkit"
 )
 
-// watch is a Prometheus with the shipped configuration and rules: only the targets are ours.
+// watch is a Prometheus with the shipped configuration and rules: only the targets are ours, and without -all the pace.
 type watch struct {
-	t     *testing.T
-	url   string
-	exprs map[string]string // of alerts that are no objectives
+	t      *testing.T
+	url    string
+	window string            // four looks: what is not seen in it is over
+	exprs  map[string]string // of alerts that are no objectives
 }
 
 // objectives look at minutes to days; they burn in a system that is minutes old whenever something is broken.
@@ -44,6 +46,12 @@ func startWatch(t *testing.T, targets ...string) *watch {
 	if len(shipped.FindAll(config, -1)) != 1 {
 		t.Fatal("the shipped prometheus.yml has no line of targets, or several")
 	}
+	w := &watch{t: t, exprs: map[string]string{}, window: "20s"}
+	if pace := "_interval: 5s"; strings.Count(string(config), pace) != 2 {
+		t.Fatal("the shipped prometheus.yml does not look every 5 s")
+	} else if !*all {
+		config, w.window = bytes.ReplaceAll(config, []byte(pace), []byte("_interval: 1s")), "4s"
+	}
 	config = shipped.ReplaceAll(config, []byte("targets: ['"+strings.Join(targets, "', '")+"']"))
 	var parsed struct {
 		Groups []struct {
@@ -54,7 +62,6 @@ func startWatch(t *testing.T, targets ...string) *watch {
 	if err := yaml.Unmarshal(rules, &parsed); err != nil {
 		t.Fatal(err)
 	}
-	w := &watch{t: t, exprs: map[string]string{}}
 	for _, g := range parsed.Groups {
 		for _, r := range g.Rules {
 			if r.Alert != "" && g.Name != objectives {
@@ -139,14 +146,14 @@ func (w *watch) fires(alert string, until time.Time) {
 // minutes is a window of a rule, or an offset.
 var minutes = regexp.MustCompile(`\[\d+m\]|offset \d+m`)
 
-// over tells whether what an alert is about is over: it does not fire, or if it looks back over minutes, the same over the last 20
-// seconds is false.
+// over tells whether what an alert is about is over: it does not fire, or if it looks back over minutes, the same over the last four
+// looks is false.
 func (w *watch) over(alert string) error {
 	expr := minutes.ReplaceAllStringFunc(w.exprs[alert], func(window string) string {
 		if strings.HasPrefix(window, "offset") {
-			return "offset 20s"
+			return "offset " + w.window
 		}
-		return "[20s]"
+		return "[" + w.window + "]"
 	})
 	if expr == w.exprs[alert] {
 		firing, err := w.alerts("")
@@ -157,7 +164,7 @@ func (w *watch) over(alert string) error {
 	}
 	n, err := w.finds(expr)
 	if err == nil && n > 0 {
-		err = fmt.Errorf("%s is still true over 20 seconds", alert)
+		err = fmt.Errorf("%s is still true over %s", alert, w.window)
 	}
 	return err
 }
