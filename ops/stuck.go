@@ -88,16 +88,7 @@ func (c *Console) findings(ctx context.Context, s *Status) []Finding {
 			broadcasters++
 		}
 	}
-	if s.Redis.Configured && !s.Redis.Up {
-		add(Finding{Level: Warning, Hop: "redis", What: "Redis does not answer, or does not let us in", Why: s.Redis.Error, Since: since(s.UnpublishedFor),
-			Affects: "every subscriber: events come by polling the journal, a quarter of a second later",
-			Help:    "bring Redis back; nothing is lost meanwhile, and push returns by itself"})
-	}
-	if r := s.Redis.Server; s.Redis.Up && r.Uptime < int64(redisYoung.Seconds()) && s.Refilled() > 0 {
-		add(Finding{Level: Warning, Hop: "redis", What: "Redis lacked events that it had confirmed, and was refilled from the journal", Since: since(float64(r.Uptime)),
-			Why: "it was started " + seconds(float64(r.Uptime)).String() + " ago, empty or from an old dump", Affects: "nobody: what it lacks is read from the journal",
-			Help: "nothing, once; if it starts again and again, see why: memory, its log"})
-	}
+	findRedis(s, add)
 	if d.Up {
 		// What all partitions share is said once, and first.
 		nobody := workers == 0 && !slices.ContainsFunc(s.Partitions, func(p Partition) bool { return p.Owner != nil })
@@ -132,6 +123,24 @@ func (c *Console) findings(ctx context.Context, s *Status) []Finding {
 	return list
 }
 
+// findRedis says what is wrong with Redis as a whole.
+func findRedis(s *Status, add func(Finding)) {
+	if s.Redis.Configured && !s.Redis.Up {
+		f := Finding{Level: Warning, Hop: "redis", What: "Redis does not answer, or does not let us in", Why: s.Redis.Error,
+			Affects: "every subscriber: events come by polling the journal, a quarter of a second later",
+			Help:    "bring Redis back; nothing is lost meanwhile, and push returns by itself"}
+		if s.UnpublishedFor > 0 {
+			f.Since = since(s.UnpublishedFor)
+		}
+		add(f)
+	}
+	if r := s.Redis.Server; s.Redis.Up && r.Uptime < int64(redisYoung.Seconds()) && s.Refilled() > 0 {
+		add(Finding{Level: Warning, Hop: "redis", What: "Redis lacked events that it had confirmed, and was refilled from the journal", Since: since(float64(r.Uptime)),
+			Why: "it was started " + Age(seconds(float64(r.Uptime))) + " ago, empty or from an old dump", Affects: "nobody: what it lacks is read from the journal",
+			Help: "nothing, once; if it starts again and again, see why: memory, its log"})
+	}
+}
+
 // findNode says what is wrong with one process.
 func (c *Console) findNode(s *Status, n *Node, add func(Finding)) {
 	if n.Identity == nil {
@@ -145,7 +154,7 @@ func (c *Console) findNode(s *Status, n *Node, add func(Finding)) {
 	}
 	for _, listener := range slices.Sorted(maps.Keys(n.Identity.Certificates)) {
 		end := n.Identity.Certificates[listener]
-		f := Finding{Level: Warning, Hop: "node " + n.Name(), What: fmt.Sprintf("its certificate for %s expires in %v", listener, time.Until(end).Round(time.Minute)),
+		f := Finding{Level: Warning, Hop: "node " + n.Name(), What: fmt.Sprintf("its certificate for %s expires in %s", listener, Age(time.Until(end))),
 			Affects: "nobody yet", Help: "put a new one into the files of --tls-cert and --tls-key (--ops-tls-… for operators); they are read again within 2 seconds"}
 		switch left := time.Until(end); {
 		case left > certificateSoon:

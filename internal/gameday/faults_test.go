@@ -36,6 +36,11 @@ var faults = []fault{
 			}
 			s.startWorker() // with its own flags and environment
 		},
+		after: func(s *system) { // how fresh what is committed is at a socket
+			if out := s.operator("commitcast ops status"); !strings.Contains(out, "→ sockets         good") || !strings.Contains(out, "of 2 nodes") {
+				s.t.Errorf("the canary is not shown:\n%s", out)
+			}
+		},
 	},
 	{
 		name: "redis-down", quick: true, flows: true,
