@@ -10,7 +10,7 @@ TIMEOUT = 15m
 UP = go run ./internal/services/up
 
 .DEFAULT_GOAL := help
-.PHONY: help demo seatmap test race lint build reproducible sbom audit bench attack chaos pictures ci
+.PHONY: help demo seatmap test race lint build reproducible sbom audit bench attack chaos gameday pictures ci
 
 help: ## Show this
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -62,6 +62,9 @@ attack: ## Measure what attackers do to honest clients (ARGS=-h shows all)
 
 chaos: ## Break everything, and look for a lost or wrong event (ARGS="-rounds 50"; ARGS=-h shows all)
 	@go run ./internal/chaos $(ARGS)
+
+gameday: ## Break a system in ten ways; see which alert fires, what names the cause, and that the runbook cures it (ARGS="-run /redis")
+	@$(UP) --browser -- go test -count=1 -v -timeout=30m -run '^TestGameday$$' ./internal/gameday -all $(ARGS)
 
 pictures: ## Take the pictures of README.md again, on an idle machine
 	@$(UP) --browser -- go test -count=1 -run '^TestPictures$$' ./cmd/demo -pictures

@@ -55,6 +55,15 @@ type Identity struct {
 	InProcess   bool               `json:"in_process"`           // its stream is within: no Redis
 	Worker      *worker.State      `json:"worker,omitempty"`
 	Broadcaster *broadcaster.State `json:"broadcaster,omitempty"`
+	Canary      *CanaryState       `json:"canary,omitempty"` // nil: it has none
+	// Certificates are when those end that are served, by listener: clients, operators.
+	Certificates map[string]time.Time `json:"certificates,omitempty"`
+}
+
+// CanaryState is how fresh what is committed is at a socket of a node.
+type CanaryState struct {
+	Age float64 `json:"age_s"` // of the newest event of the canary that has arrived, in seconds
+	Why string  `json:"why"`   // where it may hang, while it does
 }
 
 // Node is a process, as found.
@@ -416,13 +425,21 @@ func (c *Console) trusts(address string) bool {
 	return err == nil && at.Addr().IsLoopback() || slices.Contains(c.cfg.Nodes, address) || slices.Contains(c.cfg.Nodes, bare(address))
 }
 
-// replayed is counted for each source: who reads from the journal, when Redis has it, costs the database.
-const replayed = "commitcast_broadcaster_events_replayed_total"
+// apart are counters of which each value of a label is told, too: replays by source, since who reads from the journal, when Redis
+// has it, costs the database; and answers of the stream, since a gap is something that Redis has lost.
+var apart = map[string]string{replayed: "source", answered: "outcome"}
+
+const (
+	// appending is a gauge, of which the greatest counts: each worker says what it has seen.
+	appending = "commitcast_pipeline_open_append_seconds"
+	replayed  = "commitcast_broadcaster_events_replayed_total"
+	answered  = "commitcast_stream_answers_total"
+)
 
 // counted are the counters that a look reads, summed over their labels.
 var counted = []string{
 	"commitcast_broadcaster_events_delivered_total", "commitcast_broadcaster_gaps_total", "commitcast_broadcaster_resets_total",
-	"commitcast_broadcaster_clients_stalled_total", "commitcast_broadcaster_connections_refused_total", replayed,
+	"commitcast_broadcaster_clients_stalled_total", "commitcast_broadcaster_connections_refused_total", replayed, answered, appending,
 	"commitcast_worker_sequenced_events_total", "commitcast_worker_published_events_total", "commitcast_worker_refused_attempts_total",
 }
 
@@ -440,10 +457,10 @@ func (c *Console) counters(ctx context.Context, address string) (map[string]floa
 		if base, labels, some := strings.Cut(name, "{"); some {
 			name = base
 			rest = line[strings.LastIndexByte(line, ' ')+1:]
-			if _, source, ok := strings.Cut(labels, `source="`); ok && name == replayed {
-				source, _, _ = strings.Cut(source, `"`)
+			if _, value, ok := strings.Cut(labels, apart[name]+`="`); ok && apart[name] != "" {
+				value, _, _ = strings.Cut(value, `"`)
 				if v, err := strconv.ParseFloat(strings.TrimSpace(rest), 64); err == nil {
-					sums[name+"/"+source] += v
+					sums[name+"/"+value] += v
 				}
 			}
 		}

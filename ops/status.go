@@ -75,6 +75,7 @@ type Database struct {
 	Connections    int           `json:"connections"`
 	MaxConnections int           `json:"max_connections"`
 	OldestAppender float64       `json:"oldest_appender_s"`    // the longest transaction that has appended and is open
+	Appender       string        `json:"appender,omitempty"`   // whose that is
 	OldestTx       float64       `json:"oldest_transaction_s"` // the longest of all
 }
 
@@ -113,6 +114,14 @@ type Status struct {
 	Partitions     []Partition `json:"partitions"`
 	Nodes          []*Node     `json:"nodes"`
 	Findings       []Finding   `json:"findings"` // what is not as it should be, worst first
+}
+
+// Refilled is how often Redis lacked what it had confirmed, counted by the workers that answered, since each runs.
+func (s *Status) Refilled() (n int64) {
+	for _, node := range s.Nodes {
+		n += int64(node.Counters[answered+"/gap"])
+	}
+	return n
 }
 
 // Worst is the level of a hop: that of the worst finding whose hop begins with one of these names.
@@ -191,6 +200,12 @@ func (c *Console) look(ctx context.Context) *glance {
 		}
 	})
 	wg.Wait()
+	// When another role's transaction began is not shown to every role; workers tell for how long they have seen one.
+	for _, n := range s.Nodes {
+		if seen := n.Counters[appending]; s.Database.Appender != "" {
+			s.Database.OldestAppender = max(s.Database.OldestAppender, seen)
+		}
+	}
 	return g
 }
 
@@ -207,7 +222,7 @@ func (c *Console) lookAtDatabase(ctx context.Context, g *glance) error {
 	}
 	d.Took = time.Since(start)
 	err := c.pool.QueryRow(ctx, databaseSQL, countMost).Scan(&d.Version, &d.Replica, &d.Clock, &d.Epoch, &d.EpochBegan, &d.EpochReason, &g.newest,
-		&s.SetAside, &s.GivenUp, &s.DeadLetters, &s.Redrives, &d.Connections, &d.MaxConnections, &d.OldestAppender, &d.OldestTx)
+		&s.SetAside, &s.GivenUp, &s.DeadLetters, &s.Redrives, &d.Connections, &d.MaxConnections, &d.OldestAppender, &d.Appender, &d.OldestTx)
 	if err != nil {
 		return wrap("looking at the database", err)
 	}
@@ -273,6 +288,14 @@ func rates(before, after *glance) Rates {
 
 // seconds is a number of seconds as a duration.
 func seconds(s float64) time.Duration { return time.Duration(s * float64(time.Second)) }
+
+// waits says that n events do.
+func waits[N int | int64](n N) string {
+	if n == 1 {
+		return "1 event waits"
+	}
+	return fmt.Sprintf("%d events wait", n)
+}
 
 // plural is n things.
 func plural[N int | int64](n N, thing string) string {

@@ -5,6 +5,7 @@ import (
 	"context"
 	_ "embed"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -22,8 +23,15 @@ var (
 const (
 	// stuckAfter is how old the oldest event of a hop may be before it counts as stuck: a hundred times what is usual.
 	stuckAfter = 5 * time.Second
-	// appenderLong is for how long a transaction that has appended may be open before it is told.
-	appenderLong = time.Minute
+	// appenderLong is for how long a transaction that has appended may be open before it is told: outbox.Tx appends with COMMIT, so
+	// that milliseconds are usual. Workers look every 5 s: this is the third look.
+	appenderLong = 8 * time.Second
+	// diskFull is the SQLSTATE of a disk without space.
+	diskFull = "53100"
+	// redisYoung is for how long it is told that Redis was started, and lacked something: as long as the alert.
+	redisYoung = 10 * time.Minute
+	// certificateSoon is how long before its end a certificate is told of.
+	certificateSoon = 7 * 24 * time.Hour
 	// findingsOfAKind bounds how many topics are named; the rest are counted.
 	findingsOfAKind = 10
 	// clockOff is how far the clock of a node may be from the database's.
@@ -80,30 +88,31 @@ func (c *Console) findings(ctx context.Context, s *Status) []Finding {
 			broadcasters++
 		}
 	}
-	if s.Redis.Configured && !s.Redis.Up {
-		add(Finding{Level: Warning, Hop: "redis", What: "Redis does not answer, or does not let us in", Why: s.Redis.Error,
-			Affects: "every subscriber: events come by polling the journal, a quarter of a second later",
-			Help:    "bring Redis back; nothing is lost meanwhile, and push returns by itself"})
-	}
+	findRedis(s, add)
 	if d.Up {
-		c.findPartitions(ctx, s, workers, add)
+		// What all partitions share is said once, and first.
+		nobody := workers == 0 && !slices.ContainsFunc(s.Partitions, func(p Partition) bool { return p.Owner != nil })
+		if nobody {
+			f := Finding{Level: Warning, Hop: "outbox", What: "no worker was found", Affects: "every topic: committed events get no offsets",
+				Why: "none is connected to this database with an ops listener that answers, and none drains a partition", Help: "start one: commitcast worker"}
+			if s.Waiting > 0 {
+				f.Level, f.Since = Problem, since(s.WaitingFor)
+				f.Affects += ", and nobody sees them; " + waits(s.Waiting)
+			}
+			add(f)
+		}
+		c.findPartitions(ctx, s, nobody, add)
 		c.findParked(ctx, s, add)
 		if age := seconds(d.OldestAppender); age > appenderLong {
-			add(Finding{Level: Warning, Hop: "outbox", What: "a transaction has appended events and does not end", Since: since(d.OldestAppender),
-				Affects: "its own events only, and how fast sweeps are",
-				Help:    "see who it is: docs/operations.md, Long transactions; end it with pg_terminate_backend"})
-		}
-		if workers == 0 && !slices.ContainsFunc(s.Partitions, func(p Partition) bool { return p.Owner != nil }) {
-			level := Warning
-			if s.Waiting > 0 {
-				level = Problem
-			}
-			add(Finding{Level: level, Hop: "outbox", What: "no worker was found", Affects: "every topic: committed events get no offsets",
-				Why: "none is connected to this database with an ops listener that answers, and none drains a partition", Help: "start one: commitcast worker"})
+			add(Finding{Level: Warning, Hop: "outbox", What: "a transaction has appended events and does not end", Since: since(d.OldestAppender), Why: d.Appender,
+				Affects: "its own events only, and how fast sweeps are", Help: "ask its owner, or end it: SELECT pg_terminate_backend(PID)"})
 		}
 	}
 	for _, n := range s.Nodes { // last: what is wrong there often comes from the above
 		c.findNode(s, n, add)
+	}
+	if !slices.ContainsFunc(list, func(f Finding) bool { return f.Level == Problem }) {
+		findCanaries(s, add) // nothing else says why
 	}
 	if broadcasters == 0 && (d.Up || len(c.cfg.Nodes) > 0) {
 		add(Finding{Level: Warning, Hop: "broadcaster", What: "no broadcaster was found", Affects: "every client",
@@ -112,6 +121,24 @@ func (c *Console) findings(ctx context.Context, s *Status) []Finding {
 	rank := map[Level]int{Problem: 0, Warning: 1}
 	slices.SortStableFunc(list, func(a, b Finding) int { return cmp.Compare(rank[a.Level], rank[b.Level]) })
 	return list
+}
+
+// findRedis says what is wrong with Redis as a whole.
+func findRedis(s *Status, add func(Finding)) {
+	if s.Redis.Configured && !s.Redis.Up {
+		f := Finding{Level: Warning, Hop: "redis", What: "Redis does not answer, or does not let us in", Why: s.Redis.Error,
+			Affects: "every subscriber: events come by polling the journal, a quarter of a second later",
+			Help:    "bring Redis back; nothing is lost meanwhile, and push returns by itself"}
+		if s.UnpublishedFor > 0 {
+			f.Since = since(s.UnpublishedFor)
+		}
+		add(f)
+	}
+	if r := s.Redis.Server; s.Redis.Up && r.Uptime < int64(redisYoung.Seconds()) && s.Refilled() > 0 {
+		add(Finding{Level: Warning, Hop: "redis", What: "Redis lacked events that it had confirmed, and was refilled from the journal", Since: since(float64(r.Uptime)),
+			Why: "it was started " + Age(seconds(float64(r.Uptime))) + " ago, empty or from an old dump", Affects: "nobody: what it lacks is read from the journal",
+			Help: "nothing, once; if it starts again and again, see why: memory, its log"})
+	}
 }
 
 // findNode says what is wrong with one process.
@@ -124,6 +151,19 @@ func (c *Console) findNode(s *Status, n *Node, add func(Finding)) {
 		add(Finding{Level: level, Hop: "node " + n.Address, What: what, Why: n.Error,
 			Help: "see whether it runs, and whether --ops-listen (or --ops-advertise) can be reached from here; --ops-token-file, if it wants a token"})
 		return
+	}
+	for _, listener := range slices.Sorted(maps.Keys(n.Identity.Certificates)) {
+		end := n.Identity.Certificates[listener]
+		f := Finding{Level: Warning, Hop: "node " + n.Name(), What: fmt.Sprintf("its certificate for %s expires in %s", listener, Age(time.Until(end))),
+			Affects: "nobody yet", Help: "put a new one into the files of --tls-cert and --tls-key (--ops-tls-… for operators); they are read again within 2 seconds"}
+		switch left := time.Until(end); {
+		case left > certificateSoon:
+			continue
+		case left <= 0:
+			f.Level, f.What, f.Since = Problem, fmt.Sprintf("its certificate for %s has expired", listener), &end
+			f.Affects = "everybody who connects now; who is connected stays"
+		}
+		add(f)
 	}
 	if w := n.Identity.Worker; w != nil && w.Ready != "" {
 		add(Finding{Level: Problem, Hop: "worker " + w.Node, What: "a worker does not work", Why: w.Ready, Help: "see its log"})
@@ -157,6 +197,19 @@ func (c *Console) findNode(s *Status, n *Node, add func(Finding)) {
 	}
 }
 
+// findCanaries tells of broadcasters at whose clients nothing new arrives, although all seems well.
+func findCanaries(s *Status, add func(Finding)) {
+	for _, n := range s.Nodes {
+		if n.Identity == nil || n.Identity.Canary == nil || n.Identity.Broadcaster == nil || n.Identity.Broadcaster.Drained {
+			continue
+		}
+		if k := n.Identity.Canary; seconds(k.Age) > stuckAfter {
+			add(Finding{Level: Problem, Hop: "broadcaster " + n.Name(), What: "what is committed does not arrive at its clients", Why: k.Why, Since: since(k.Age),
+				Affects: plural(n.Identity.Broadcaster.Connections, "client"), Help: "docs/runbook.md, CommitcastCanaryStale"})
+		}
+	}
+}
+
 // clockOffset is how far a node's clock is ahead of the database's, as far as can be seen from here.
 func clockOffset(s *Status, n *Node) time.Duration {
 	if s.Database.Clock.IsZero() || n.Identity.Now.IsZero() {
@@ -165,8 +218,8 @@ func clockOffset(s *Status, n *Node) time.Duration {
 	return n.Identity.Now.Sub(s.Database.Clock).Truncate(time.Second)
 }
 
-// findPartitions says which are stuck, and why.
-func (c *Console) findPartitions(ctx context.Context, s *Status, workers int, add func(Finding)) {
+// findPartitions says which are stuck, and why; not what is said already: that nobody drains any, or that Redis is away.
+func (c *Console) findPartitions(ctx context.Context, s *Status, nobody bool, add func(Finding)) {
 	var jobs []job
 	jctx, cancel := context.WithTimeout(ctx, lookTimeout)
 	defer cancel()
@@ -198,34 +251,34 @@ func (c *Console) findPartitions(ctx context.Context, s *Status, workers int, ad
 				why += ": " + p.PausedWhy
 			}
 			add(Finding{Level: level, Hop: "operator", What: where + " is paused", Why: why, Since: p.PausedAt,
-				Affects: fmt.Sprintf("its topics, a thirty-second of all; %s wait", plural(p.Waiting+p.Unpublished(), "event")),
+				Affects: "its topics, a thirty-second of all; " + waits(p.Waiting+p.Unpublished()),
 				Help:    fmt.Sprintf("commitcast ops resume %d", p.ID), Do: &Order{Action: Resume, Partition: int(p.ID)}})
+			continue
+		}
+		if nobody {
 			continue
 		}
 		owner := ""
 		switch {
-		case p.Owner == nil && workers == 0:
-			owner = "no worker is there"
 		case p.Owner == nil:
 			owner = "no session drains it"
 		case p.Owner.Silent != nil && *p.Owner.Silent > stuckAfter.Seconds():
 			owner = fmt.Sprintf("the session that drains it has been silent for %v", seconds(*p.Owner.Silent).Round(time.Second))
 		}
-		reason := strings.TrimPrefix(failing("outbox_drain", fmt.Sprint(p.ID))+"; "+owner, "; ")
+		// What makes one drain fail mostly makes all fail, and not each waits for its next try now.
+		reason := strings.TrimPrefix(cmp.Or(failing("outbox_drain", fmt.Sprint(p.ID)), failing("outbox_drain", ""))+"; "+owner, "; ")
 		reason = strings.TrimSuffix(reason, "; ")
 		help := "see the worker's log; another worker takes over by itself: commitcast worker"
+		if strings.Contains(reason, diskFull) {
+			help = "free space on the disk of Postgres; it goes on by itself. Then see --retention-bytes"
+		}
 		if seconds(p.WaitingFor) > stuckAfter {
-			add(Finding{Level: Problem, Hop: "outbox", What: fmt.Sprintf("%s is not sequenced: %s wait", where, plural(p.Waiting, "event")),
+			add(Finding{Level: Problem, Hop: "outbox", What: fmt.Sprintf("%s is not sequenced: %s", where, waits(p.Waiting)),
 				Why: reason, Since: since(p.WaitingFor), Affects: "subscribers of its topics see nothing new", Help: help})
 		}
-		if seconds(p.UnpublishedFor) > stuckAfter {
-			why, help := reason, help
-			level := Problem
-			if s.Redis.Configured && !s.Redis.Up {
-				why, help, level = "Redis does not answer", "bring Redis back", Warning
-			}
-			add(Finding{Level: level, Hop: "journal", What: fmt.Sprintf("%s is not published: %s wait for Redis", where, plural(p.Unpublished(), "event")),
-				Why: why, Since: since(p.UnpublishedFor), Affects: "subscribers of its topics, who are served from the journal, about a second late", Help: help})
+		if seconds(p.UnpublishedFor) > stuckAfter && !(s.Redis.Configured && !s.Redis.Up) {
+			add(Finding{Level: Problem, Hop: "journal", What: fmt.Sprintf("%s is not published: %s for Redis", where, waits(p.Unpublished())),
+				Why: reason, Since: since(p.UnpublishedFor), Affects: "subscribers of its topics, who are served from the journal, about a second late", Help: help})
 		}
 	}
 }

@@ -73,6 +73,7 @@ type Server struct {
 	ConnectedClients int64         `json:"connected_clients"`
 	MaxClients       int64         `json:"max_clients"`
 	Evicted          int64         `json:"evicted_keys"`
+	Uptime           int64         `json:"uptime_s"` // seconds; of a cluster that of the master that was started last
 }
 
 // Server asks Redis about itself; of a cluster every master: memory, clients and evictions are those of all, versions and the
@@ -113,6 +114,7 @@ func (s *Server) add(one Server, first bool) {
 	s.UsedMemory, s.Evicted = sum.UsedMemory+one.UsedMemory, sum.Evicted+one.Evicted
 	s.ConnectedClients, s.MaxClients = sum.ConnectedClients+one.ConnectedClients, sum.MaxClients+one.MaxClients
 	s.Took = max(sum.Took, one.Took)
+	s.Uptime = min(sum.Uptime, one.Uptime)
 	if s.MaxMemory = sum.MaxMemory + one.MaxMemory; sum.MaxMemory == 0 || one.MaxMemory == 0 {
 		s.MaxMemory = 0 // one without a limit is enough
 	}
@@ -162,6 +164,8 @@ func serverOf(ctx context.Context, client *redis.Client) (s Server, err error) {
 			s.MaxClients = n
 		case "evicted_keys":
 			s.Evicted = n
+		case "uptime_in_seconds":
+			s.Uptime = n
 		}
 	}
 	if t, err := client.Time(ctx).Result(); err == nil {

@@ -4,6 +4,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"runtime"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
@@ -47,12 +48,21 @@ func (expiries) Describe(to chan<- *prometheus.Desc) { to <- descExpiry }
 
 // Collect implements [prometheus.Collector].
 func (e expiries) Collect(to chan<- prometheus.Metric) {
+	for listener, end := range e.all() {
+		to <- prometheus.MustNewConstMetric(descExpiry, prometheus.GaugeValue, float64(end.Unix()), listener)
+	}
+}
+
+// all are the ends of those that are served, by listener.
+func (e expiries) all() map[string]time.Time {
+	ends := make(map[string]time.Time)
 	for listener, config := range e {
 		if config == nil {
 			continue
 		}
 		if c, err := config.GetCertificate(nil); err == nil && c.Leaf != nil {
-			to <- prometheus.MustNewConstMetric(descExpiry, prometheus.GaugeValue, float64(c.Leaf.NotAfter.Unix()), listener)
+			ends[listener] = c.Leaf.NotAfter
 		}
 	}
+	return ends
 }

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/commitcast/commitcast/broadcaster"
+	"github.com/commitcast/commitcast/internal/canary"
 	"github.com/commitcast/commitcast/ops"
 	"github.com/commitcast/commitcast/worker"
 )
@@ -28,6 +29,8 @@ type nodeFace struct {
 	identity    ops.Identity
 	worker      *worker.Worker
 	broadcaster *broadcaster.Broadcaster
+	canary      *canary.Canary // nil: there is none here
+	expiries    expiries
 	console     http.Handler // nil: there is none here
 }
 
@@ -121,6 +124,13 @@ func (n *nodeFace) tell() ops.Identity {
 		s := n.broadcaster.State()
 		id.Broadcaster = &s
 	}
+	if n.canary != nil {
+		id.Canary = &ops.CanaryState{Age: n.canary.Age().Seconds()}
+		if n.canary.Stale() {
+			id.Canary.Why = n.canary.Why()
+		}
+	}
+	id.Certificates = n.expiries.all()
 	return id
 }
 

@@ -65,6 +65,12 @@ func showStatus(p *page, st *ops.Status) {
 		hops.add("journal → Redis", cell{"down", red}, perSecond(st.Rates.Published), "", "", short(r.Error, 100))
 	default:
 		says := fmt.Sprintf("Redis %s, answers in %s, %s", r.Server.Version, age(r.Server.Took), ops.Bytes(r.Server.UsedMemory))
+		if up := r.Server.Uptime; up > 0 {
+			says += ", up " + ageSeconds(float64(up))
+		}
+		if n := st.Refilled(); n > 0 {
+			says += ", refilled " + things(int(n), "time")
+		}
 		if st.SetAside > 0 {
 			says += fmt.Sprintf(", %s topics set aside", upTo(st.SetAside, countMost))
 		}
@@ -72,6 +78,8 @@ func showStatus(p *page, st *ops.Status) {
 	}
 	var nodes, clients, subs int
 	var resets, stalled float64
+	var canaries int
+	var oldest *ops.Node // whose canary is the oldest
 	list := newTable("NODE", "KIND", "STATE", ">CLIENTS", ">SUBSCRIPTIONS", ">TOPICS", ">PARTITIONS", ">UP", "OPS LISTENER")
 	for _, n := range st.Nodes {
 		id := n.Identity
@@ -89,6 +97,12 @@ func showStatus(p *page, st *ops.Status) {
 		}
 		if b := id.Broadcaster; b != nil {
 			nodes++
+			if k := id.Canary; k != nil {
+				canaries++
+				if oldest == nil || k.Age > oldest.Identity.Canary.Age {
+					oldest = n
+				}
+			}
 			clients, subs = clients+b.Connections, subs+b.Subscriptions
 			resets += n.Counters["commitcast_broadcaster_resets_total"]
 			stalled += n.Counters["commitcast_broadcaster_clients_stalled_total"]
@@ -110,6 +124,13 @@ func showStatus(p *page, st *ops.Status) {
 	}
 	hops.add("broadcasters", st.Worst("broadcaster", "node"), delivered, "", "", fmt.Sprintf("%s, %s, %s, %s and %s since they run",
 		things(nodes, "node"), things(clients, "client"), things(subs, "subscription"), things(int(resets), "reset"), things(int(stalled), "stalled client")))
+	if oldest != nil {
+		state := any(ops.Good)
+		if oldest.Identity.Canary.Why != "" {
+			state = ops.Problem
+		}
+		hops.add("→ sockets", state, "", "", ageSeconds(oldest.Identity.Canary.Age), fmt.Sprintf("the newest event of the canary at a client, of %s, seen last at %s", things(canaries, "node"), oldest.Name()))
+	}
 	p.print(hops)
 	if st.DeadLetters > 0 || st.GivenUp > 0 || st.Redrives > 0 {
 		p.line("\n%s topics given up, %s dead letters, %s redrives under way", upTo(st.GivenUp, countMost), upTo(st.DeadLetters, countMost), upTo(st.Redrives, countMost))

@@ -120,6 +120,7 @@ func (p *process) run(ctx context.Context, work *worker.Config, clients *clientF
 			}
 			stages = append([]stage{{"canary", c.Run}}, stages...) // the first to end: it must not see the others go
 			checks["canary"] = c.Ready
+			face.canary = c
 		}
 		if clients.Auth == "off" {
 			p.log.Warn("authentication is off: everybody who reaches this address may read every topic", "listen", clientListener.Addr())
@@ -136,7 +137,8 @@ func (p *process) run(ctx context.Context, work *worker.Config, clients *clientF
 		face.identity.ClientURL = scheme + clientListener.Addr().String() + "/v1/ws"
 		p.log.Info("serving clients", "url", face.identity.ClientURL)
 	}
-	metrics.MustRegister(readiness(checks), expiries{"clients": clientTLS, "operators": p.opsDoor.tls})
+	face.expiries = expiries{"clients": clientTLS, "operators": p.opsDoor.tls}
+	metrics.MustRegister(readiness(checks), face.expiries)
 	if opsListener != nil && work != nil && clients != nil {
 		stage, err := p.console(ctx, s, face, opsListener)
 		if err != nil {

@@ -156,7 +156,7 @@ func (c *Canary) judge() {
 	c.mu.Unlock()
 	switch {
 	case changed && stale:
-		c.log.Warn("the canary does not arrive", "age", age.Round(time.Millisecond), "why", c.why())
+		c.log.Warn("the canary does not arrive", "age", age.Round(time.Millisecond), "why", c.Why())
 	case changed:
 		c.log.Info("the canary arrives again", "age", age.Round(time.Millisecond))
 	}
@@ -172,6 +172,9 @@ func (c *Canary) Age() time.Duration {
 	return c.delay + time.Since(c.arrived)
 }
 
+// Stale reports whether that is too old for the objective.
+func (c *Canary) Stale() bool { return c.Age() > freshWithin }
+
 // Ready says whether clients of this node get what is committed: nil, or why not, and what to do. Without Config.Limit it is always
 // nil, and while the node is held, which says so itself.
 func (c *Canary) Ready() error {
@@ -184,15 +187,15 @@ func (c *Canary) Ready() error {
 	c.mu.Unlock()
 	switch {
 	case never:
-		return fmt.Errorf("no event of the canary has arrived yet, after %v: %s", age.Round(time.Second), c.why())
+		return fmt.Errorf("no event of the canary has arrived yet, after %v: %s", age.Round(time.Second), c.Why())
 	case age > c.cfg.Limit:
-		return fmt.Errorf("the newest event of the canary that has arrived is %v old, more than %v: %s", age.Round(time.Second), c.cfg.Limit, c.why())
+		return fmt.Errorf("the newest event of the canary that has arrived is %v old, more than %v: %s", age.Round(time.Second), c.cfg.Limit, c.Why())
 	}
 	return nil
 }
 
-// why says where it may hang, as far as this node can see, and what to do.
-func (c *Canary) why() string {
+// Why says where it may hang, as far as this node can see, and what to do. While it does not hang, that means nothing.
+func (c *Canary) Why() string {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	switch {

@@ -250,7 +250,7 @@ func TestCanaries(t *testing.T) {
 	exec1(t, database, `SELECT commitcast.append('yes', 'test', json_build_object('secret', $1::text))`, payload)
 	exec1(t, database, `SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()`)
 	testkit.Eventually(t, 30*time.Second, func() bool {
-		return strings.Contains(logOf(n), "subscription") || strings.Contains(logOf(worker), "redis")
+		return strings.Contains(n.Log(), "subscription") || strings.Contains(worker.Log(), "redis")
 	}, "somebody says that Redis is away")
 	for _, at := range []string{n.Ops, worker.Ops} {
 		overHTTP(at+"/readyz", bearer(ops))
@@ -277,13 +277,7 @@ func TestCanaries(t *testing.T) {
 		stdout, stderr, _ := command(t, []string{"DATABASE_URL=" + database, "REDIS_URL=" + wrong}, "worker", "--ops-listen=")
 		b.tell("commitcast worker with a wrong address", stdout+stderr)
 	}
-	b.tell("the log of the broadcaster", logOf(n))
-	b.tell("the log of the worker", logOf(worker))
+	b.tell("the log of the broadcaster", n.Log())
+	b.tell("the log of the worker", worker.Log())
 	b.listen(t)
-}
-
-func logOf(n *node) string {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	return strings.Join(n.log, "\n")
 }

@@ -4,28 +4,11 @@ import (
 	"bufio"
 	"fmt"
 	"net"
-	"os"
-	"os/exec"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/commitcast/commitcast/internal/testkit"
 )
-
-// command runs the binary to its end and returns what it printed and its exit code.
-func command(t *testing.T, env []string, args ...string) (stdout, stderr string, code int) {
-	t.Helper()
-	cmd := exec.CommandContext(t.Context(), binary, args...)
-	cmd.Env = append(os.Environ(), "DATABASE_URL=", "REDIS_URL=")
-	cmd.Env = append(cmd.Env, env...)
-	var out, err strings.Builder
-	cmd.Stdout, cmd.Stderr = &out, &err
-	timer := time.AfterFunc(30*time.Second, func() { cmd.Process.Kill() })
-	defer timer.Stop()
-	cmd.Run()
-	return out.String(), err.String(), cmd.ProcessState.ExitCode()
-}
 
 // oldRedis answers INFO like a server of version 6.
 func oldRedis(t *testing.T) string {

@@ -2,7 +2,6 @@ package e2e
 
 import (
 	"bytes"
-	"context"
 	"encoding/json"
 	"flag"
 	"fmt"
@@ -16,7 +15,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/chromedp/cdproto/emulation"
 	"github.com/chromedp/chromedp"
 	"github.com/coder/websocket"
 
@@ -322,44 +320,15 @@ func (b *visitor) live(origin string) (*websocket.Conn, int) {
 	return ws, resp.StatusCode
 }
 
-// tab is the console in a real browser.
+// consoleTab is the console in a real browser, of which pictures may be wanted.
 type consoleTab struct {
-	*chromium.Tab
-	t    *testing.T
-	base string
+	*chromium.Console
+	t *testing.T
 }
 
 func openConsole(t *testing.T, base, who, token string, expected ...string) *consoleTab {
 	t.Helper()
-	p := &consoleTab{t: t, base: base, Tab: chromium.Open(t, base, chromium.Config{Width: 1440, Height: 960, Expected: expected,
-		Describe: `location.href + "\n" + document.body.innerText.slice(0, 3000)`})}
-	p.Until(`document.getElementById('name')`, "the login is shown")
-	p.Until(fmt.Sprintf(`(document.getElementById('name').value = %q, true)`, who), "a name is typed")
-	if token != "" {
-		p.Until(fmt.Sprintf(`(document.getElementById('token').value = %q, true)`, token), "the token is typed")
-	}
-	p.Click("button[type=submit]")
-	p.Until(`document.querySelector('.verdict')?.dataset.level in {good: 1, warning: 1, problem: 1}`, "the pipeline is shown")
-	return p
-}
-
-// look goes to a page and waits for it.
-func (p *consoleTab) look(hash, until string) {
-	p.t.Helper()
-	p.Until(fmt.Sprintf(`(location.hash = %q, true)`, hash), "going to %s", hash)
-	p.Until(until, "%s", hash)
-}
-
-func (p *consoleTab) emulate(width, height int, scheme string, mobile bool) {
-	p.t.Helper()
-	p.Do(chromedp.Func(func(ctx context.Context, _ *chromedp.Target) error {
-		_, err := chromedp.Call(ctx, emulation.SetDeviceMetricsOverride, emulation.SetDeviceMetricsOverrideParams{Width: int64(width), Height: int64(height), DeviceScaleFactor: 1, Mobile: mobile})
-		if err == nil {
-			_, err = chromedp.Call(ctx, emulation.SetEmulatedMedia, emulation.SetEmulatedMediaParams{Features: []*emulation.MediaFeature{{Name: "prefers-color-scheme", Value: scheme}}})
-		}
-		return err
-	}))
-	p.Until(fmt.Sprintf("innerWidth === %d", width), "the window is %d wide", width)
+	return &consoleTab{chromium.OpenConsole(t, base, who, token, expected...), t}
 }
 
 // picture writes what is shown, if pictures are wanted.
@@ -409,7 +378,7 @@ func TestConsoleInABrowser(t *testing.T) {
 	p.Until(`window.__console.connection() === 'open'`, "the page is a subscriber")
 
 	// Live, through Commitcast.
-	p.look("#/topic?name=market:42", fmt.Sprintf(textHas, "30"))
+	p.Look("#/topic?name=market:42", fmt.Sprintf(textHas, "30"))
 	p.Until(`[...document.querySelectorAll('.tail .off')].some((e) => e.textContent === '30')`, "the newest events")
 	exec1(t, database, `SELECT commitcast.append('market:42', 'trade', '{"yes":0.53}', '42')`)
 	p.Until(`document.querySelector('.tail li .off').textContent === '31' && document.querySelector('.tail li .late')`, "a new event appears by itself")
@@ -418,7 +387,7 @@ func TestConsoleInABrowser(t *testing.T) {
 
 	// Pause, from the list; see who is affected; resume, from the finding.
 	part := wire.Partition("market:42")
-	p.look("#/partitions", `document.querySelectorAll('tbody tr').length === 32`)
+	p.Look("#/partitions", `document.querySelectorAll('tbody tr').length === 32`)
 	p.Click(fmt.Sprintf(`tr[data-key="%d"] button`, part))
 	p.Until(`document.querySelector('#d-why')`, "it is said what would happen")
 	p.Until(fmt.Sprintf(`document.querySelector('.would').textContent.includes('pause partition %d: nothing new of a thirty-second of all topics reaches anybody')`, part), "in the words of the dry run")
@@ -428,12 +397,12 @@ func TestConsoleInABrowser(t *testing.T) {
 	p.Until(fmt.Sprintf(`document.querySelector('dialog .notice')?.textContent.includes('partition %d is paused')`, part), "it is paused")
 	p.Click("dialog .d-foot button")
 	exec1(t, database, `SELECT commitcast.append('market:42', 'trade', '1') FROM generate_series(1, 7)`)
-	p.look("#/", fmt.Sprintf(`document.querySelector('.finding[data-level=problem] button') && %s`, fmt.Sprintf(textHas, fmt.Sprintf("partition %d is paused", part))))
+	p.Look("#/", fmt.Sprintf(`document.querySelector('.finding[data-level=problem] button') && %s`, fmt.Sprintf(textHas, fmt.Sprintf("partition %d is paused", part))))
 	p.Until(fmt.Sprintf(textHas, "7 events wait"), "and who is affected")
 	p.picture("pipeline-light")
-	p.emulate(1440, 960, "dark", false)
+	p.Emulate(1440, 960, "dark", false)
 	p.picture("pipeline-dark")
-	p.emulate(1440, 960, "light", false)
+	p.Emulate(1440, 960, "light", false)
 	p.Click(fmt.Sprintf(`.finding button[data-handle="Resume partition %d…"]`, part))
 	p.Until(`document.querySelector('#d-go')`, "it is said what would happen")
 	p.Click("#d-go")
@@ -443,7 +412,7 @@ func TestConsoleInABrowser(t *testing.T) {
 	p.Until(fmt.Sprintf(`!document.getElementById('page').innerText.includes('partition %d is paused')`, part), "the finding goes")
 
 	// Redrive of a range, with progress.
-	p.look("#/topic?name=market:42", `document.querySelector('#t-from')`)
+	p.Look("#/topic?name=market:42", `document.querySelector('#t-from')`)
 	p.Until(`(document.querySelector('details').open = true, document.getElementById('t-from').value = '1', true)`, "a range is named")
 	p.Click("details form button")
 	p.Until(`document.querySelector('.would')?.textContent.includes('publish 38 events of market:42, 1 to 38, in order')`, "it is said what would happen")
@@ -466,11 +435,11 @@ func TestConsoleInABrowser(t *testing.T) {
 		{"audit", "#/audit", fmt.Sprintf(textHas, "wrong prices <img")},
 		{"doctor", "#/doctor", `document.querySelectorAll('.checks li').length > 10`},
 	} {
-		p.emulate(1440, 960, "light", false)
-		p.look(v.hash, v.until)
+		p.Emulate(1440, 960, "light", false)
+		p.Look(v.hash, v.until)
 		p.picture(v.name + "-wide")
 		for _, width := range []int{390, 900} {
-			p.emulate(width, 844, "light", width < 500)
+			p.Emulate(width, 844, "light", width < 500)
 			p.Until(fmt.Sprintf("document.documentElement.scrollWidth <= %d", width), "%s fits %d pixels", v.name, width)
 			if width == 390 {
 				p.picture(v.name + "-phone")
@@ -480,13 +449,13 @@ func TestConsoleInABrowser(t *testing.T) {
 			t.Errorf("%s takes text for markup", v.name)
 		}
 	}
-	p.emulate(390, 844, "dark", true)
-	p.look("#/", `document.querySelector('.finding')`)
+	p.Emulate(390, 844, "dark", true)
+	p.Look("#/", `document.querySelector('.finding')`)
 	p.picture("pipeline-phone-dark")
-	p.emulate(1440, 960, "light", false)
+	p.Emulate(1440, 960, "light", false)
 
 	// The next page of a list, by key.
-	p.look("#/dead", `document.querySelector('.more:not([hidden])')`)
+	p.Look("#/dead", `document.querySelector('.more:not([hidden])')`)
 	p.Click(".more:not([hidden])")
 	p.Until(`document.querySelectorAll('section.card:first-of-type tbody tr').length === 60`, "the rest of the dead letters")
 
@@ -523,9 +492,9 @@ func TestConsoleWithBothDown(t *testing.T) {
 	p.Until(`window.__console.store.status.nodes.length === 2 && window.__console.store.status.nodes.every((n) => n.identity)`, "nodes are asked all the same")
 	p.picture("both-down-light")
 	for _, hash := range []string{"#/topics", "#/dead", "#/audit", "#/clients", "#/doctor"} {
-		p.look(hash, `document.querySelector('#page [data-level=problem]') || document.querySelector('#page .card h2')?.textContent === 'b1'`)
+		p.Look(hash, `document.querySelector('#page [data-level=problem]') || document.querySelector('#page .card h2')?.textContent === 'b1'`)
 	}
-	p.look("#/partitions", fmt.Sprintf(textHas, "Not known while the database is away"))
+	p.Look("#/partitions", fmt.Sprintf(textHas, "Not known while the database is away"))
 	b := newVisitor(t, c.URL)
 	if status := b.login("bob", ""); status != http.StatusSeeOther {
 		t.Errorf("login while both are down: %d", status)
@@ -533,7 +502,7 @@ func TestConsoleWithBothDown(t *testing.T) {
 	if status, answer := b.act(map[string]any{"action": "pause", "partition": 3}, "a test"); status != http.StatusServiceUnavailable || !strings.Contains(answer, "database does not answer") {
 		t.Errorf("an action while both are down: %d %s", status, answer)
 	}
-	p.look("#/", `document.querySelector('.verdict')`)
+	p.Look("#/", `document.querySelector('.verdict')`)
 	if err := postgres.Start(t.Context()); err != nil {
 		t.Fatal(err)
 	}
@@ -656,13 +625,13 @@ func TestConsolePictures(t *testing.T) {
 	write(30)
 	p.Until(`document.querySelector('.finding')`, "the pause is seen")
 	for _, scheme := range []string{"light", "dark"} {
-		p.emulate(1280, 860, scheme, false)
+		p.Emulate(1280, 860, scheme, false)
 		p.picture("console-" + scheme)
 	}
-	p.emulate(390, 844, "dark", true)
+	p.Emulate(390, 844, "dark", true)
 	p.picture("console-phone")
-	p.emulate(1280, 860, "light", false)
-	p.look("#/topic?name=market:43", `document.querySelectorAll('.tail li').length > 5`)
+	p.Emulate(1280, 860, "light", false)
+	p.Look("#/topic?name=market:43", `document.querySelectorAll('.tail li').length > 5`)
 	write(3)
 	p.picture("console-topic")
 }

@@ -315,7 +315,7 @@ func TestSystemdUnits(t *testing.T) {
 	}
 	for _, name := range []string{"commitcast-worker.service", "commitcast-broadcaster.service"} {
 		unit := filepath.Join(t.TempDir(), name)
-		text := deployed(t, "systemd/"+name, "/usr/local/bin/commitcast", binary) // it must be there
+		text := deployed(t, "systemd/"+name, "/usr/local/bin/commitcast", testkit.Binary(t)) // it must be there
 		if err := os.WriteFile(unit, []byte(text), 0o644); err != nil {
 			t.Fatal(err)
 		}

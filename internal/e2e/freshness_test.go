@@ -112,9 +112,9 @@ func TestCanaryGoesRedAndGreen(t *testing.T) {
 		w := start(t, database, redis, "worker")
 		b := start(t, database, redis, "broadcaster", "--canary", canaryReady)
 		green(t, b)
-		w.cmd.Process.Signal(syscall.SIGSTOP)
+		w.Cmd.Process.Signal(syscall.SIGSTOP)
 		red(t, b, "is committed", "commitcast ops stuck")
-		w.cmd.Process.Signal(syscall.SIGCONT)
+		w.Cmd.Process.Signal(syscall.SIGCONT)
 		green(t, b)
 		if stale := metric(t, b, `commitcast_canary_seconds_total{state="stale"}`); stale < 1 {
 			t.Errorf("%v stale seconds", stale)
@@ -163,7 +163,7 @@ func openFiles(t *testing.T, n *node, limit uint64) (before uint64) {
 	t.Helper()
 	var was syscall.Rlimit
 	set := func(to, from *syscall.Rlimit) {
-		_, _, errno := syscall.Syscall6(syscall.SYS_PRLIMIT64, uintptr(n.cmd.Process.Pid), syscall.RLIMIT_NOFILE, uintptr(unsafe.Pointer(to)), uintptr(unsafe.Pointer(from)), 0, 0)
+		_, _, errno := syscall.Syscall6(syscall.SYS_PRLIMIT64, uintptr(n.Cmd.Process.Pid), syscall.RLIMIT_NOFILE, uintptr(unsafe.Pointer(to)), uintptr(unsafe.Pointer(from)), 0, 0)
 		if errno != 0 {
 			t.Fatal(errno)
 		}
@@ -239,7 +239,7 @@ func TestCanarySignsIn(t *testing.T) {
 	if refused := metric(t, b, `commitcast_broadcaster_tokens_total{outcome="refused"}`); refused > 0 {
 		t.Errorf("%v tokens refused", refused)
 	}
-	if log := logOf(b); regexp.MustCompile(`canary\.[A-Z2-7]{8}`).MatchString(log) {
+	if log := b.Log(); regexp.MustCompile(`canary\.[A-Z2-7]{8}`).MatchString(log) {
 		t.Error("the log tells what it signs in with")
 	}
 	// The certificate has expired: clients find that, and so does the canary.

@@ -40,7 +40,7 @@ func TestFromZero(t *testing.T) {
 	g := &guide{
 		t: t, dir: t.TempDir(),
 		env: append(os.Environ(), "DATABASE_URL="+testkit.EmptyDatabase(t), "REDIS_URL=",
-			"PATH="+filepath.Dir(binary)+":"+filepath.Dir(psql)+":"+os.Getenv("PATH"),
+			"PATH="+filepath.Dir(testkit.Binary(t))+":"+filepath.Dir(psql)+":"+os.Getenv("PATH"),
 			"COMMITCAST_LISTEN="+home+":8080", "COMMITCAST_OPS_LISTEN="+home+":8081"),
 	}
 	says := strings.NewReplacer(

@@ -157,7 +157,7 @@ func TestTwoRedisMasters(t *testing.T) {
 	toBroadcaster.SetTarget(replica.Addr())
 	toBroadcaster.Cut()
 	testkit.Eventually(t, 20*time.Second, func() error {
-		healed := n.metric("commitcast_broadcaster_events_healed_total")
+		healed := counter(t, n, "commitcast_broadcaster_events_healed_total")
 		add(1)
 		head := int64(0)
 		if err := pool.QueryRow(t.Context(), `SELECT coalesce(max(head), 0) + (SELECT count(*) FROM commitcast.outbox) FROM commitcast.topic`).Scan(&head); err != nil {
@@ -168,7 +168,7 @@ func TestTwoRedisMasters(t *testing.T) {
 				break
 			}
 		}
-		if more := n.metric("commitcast_broadcaster_events_healed_total") - healed; more > 0 {
+		if more := counter(t, n, "commitcast_broadcaster_events_healed_total") - healed; more > 0 {
 			return fmt.Errorf("%v events were healed", more)
 		}
 		return nil

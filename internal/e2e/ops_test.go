@@ -233,8 +233,8 @@ func TestStatusWithOneOfThemDown(t *testing.T) {
 		t.Fatal(err)
 	}
 	healthy()
-	w.cmd.Process.Kill()
-	<-w.done
+	w.Cmd.Process.Kill()
+	<-w.Done
 	testkit.Eventually(t, 20*time.Second, func() bool { // it is not listed as one that may be
 		st, _ := status()
 		return len(st.Nodes) == 1 && strings.Contains(fmt.Sprint(st.Findings), "no worker was found")

@@ -106,33 +106,33 @@ func lateness(t *testing.T, followers []*follower, committed []time.Time, first,
 	return late
 }
 
-// metric reads one number from a node's metrics.
-func (n *node) metric(name string) float64 {
-	n.t.Helper()
-	body := n.get("/metrics")
+// counter reads one number from a node's metrics.
+func counter(t testing.TB, n *node, name string) float64 {
+	t.Helper()
+	body := get(t, n, "/metrics")
 	for line := range strings.Lines(body) {
 		if value, ok := strings.CutPrefix(line, name+" "); ok {
 			v, err := strconv.ParseFloat(strings.TrimSpace(value), 64)
 			if err != nil {
-				n.t.Fatal(err)
+				t.Fatal(err)
 			}
 			return v
 		}
 	}
-	n.t.Fatalf("no metric %s", name)
+	t.Fatalf("no metric %s", name)
 	return 0
 }
 
-func (n *node) get(path string) string {
-	n.t.Helper()
+func get(t testing.TB, n *node, path string) string {
+	t.Helper()
 	resp, err := http.Get(n.Ops + path)
 	if err != nil {
-		n.t.Fatal(err)
+		t.Fatal(err)
 	}
 	defer resp.Body.Close()
 	body, err := io.ReadAll(resp.Body)
 	if err != nil || resp.StatusCode != http.StatusOK {
-		n.t.Fatalf("%s: %s, %v", path, resp.Status, err)
+		t.Fatalf("%s: %s, %v", path, resp.Status, err)
 	}
 	return string(body)
 }
@@ -208,11 +208,11 @@ func TestRedisAwayIsPolled(t *testing.T) {
 	proxy.Refuse()
 	for _, n := range nodes {
 		testkit.Eventually(t, 10*time.Second, func() error {
-			if got := n.metric("commitcast_stream_subscriptions_up_count"); got != 0 {
+			if got := counter(t, n, "commitcast_stream_subscriptions_up_count"); got != 0 {
 				return fmt.Errorf("%v subscriptions are up", got)
 			}
 			var ready map[string]string
-			if err := json.Unmarshal([]byte(n.get("/readyz")), &ready); err != nil || !strings.Contains(ready["broadcaster"], "polling the journal") {
+			if err := json.Unmarshal([]byte(get(t, n, "/readyz")), &ready); err != nil || !strings.Contains(ready["broadcaster"], "polling the journal") {
 				return fmt.Errorf("readiness is %v, %v", ready, err)
 			}
 			return nil
@@ -228,7 +228,7 @@ func TestRedisAwayIsPolled(t *testing.T) {
 	proxy.Resume()
 	for _, n := range nodes {
 		testkit.Eventually(t, 20*time.Second, func() error {
-			if ready := n.get("/readyz"); strings.Contains(ready, "polling") {
+			if ready := get(t, n, "/readyz"); strings.Contains(ready, "polling") {
 				return errors.New(ready)
 			}
 			return nil
@@ -238,12 +238,12 @@ func TestRedisAwayIsPolled(t *testing.T) {
 	testkit.Eventually(t, 20*time.Second, func() error {
 		var healed float64
 		for _, n := range nodes {
-			healed -= n.metric("commitcast_broadcaster_events_healed_total")
+			healed -= counter(t, n, "commitcast_broadcaster_events_healed_total")
 		}
 		first, last := write(perSecond / 4)
 		lateness(t, followers, committed, first, last)
 		for _, n := range nodes {
-			healed += n.metric("commitcast_broadcaster_events_healed_total")
+			healed += counter(t, n, "commitcast_broadcaster_events_healed_total")
 		}
 		if healed > 0 {
 			return fmt.Errorf("%v events were healed", healed)
@@ -285,7 +285,7 @@ func TestBlackHoledSubscription(t *testing.T) {
 	}
 	proxy.Resume()
 	testkit.Eventually(t, 20*time.Second, func() bool {
-		return n.metric("commitcast_stream_subscriptions_up_count") == 1 && !strings.Contains(n.get("/readyz"), "polling")
+		return counter(t, n, "commitcast_stream_subscriptions_up_count") == 1 && !strings.Contains(get(t, n, "/readyz"), "polling")
 	}, "the subscription is up again")
 	send(1000)
 }

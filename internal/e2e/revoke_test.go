@@ -394,8 +394,8 @@ func (w *revoking) breakdown() {
 	time.Sleep(upTo(w.rng, 300*time.Millisecond)) // it works for a while
 	kill := func() {
 		i := w.rng.IntN(len(w.nodes))
-		w.nodes[i].cmd.Process.Kill()
-		<-w.nodes[i].done
+		w.nodes[i].Cmd.Process.Kill()
+		<-w.nodes[i].Done
 		n := w.broadcaster()
 		w.mu.Lock()
 		w.nodes[i] = n
@@ -406,8 +406,8 @@ func (w *revoking) breakdown() {
 	case 0, 1:
 		kill()
 	case 2:
-		w.worker.cmd.Process.Kill()
-		<-w.worker.done
+		w.worker.Cmd.Process.Kill()
+		<-w.worker.Done
 		w.worker = start(w.t, w.database, w.redis.URL(), "worker")
 		w.kills[2]++
 	default:

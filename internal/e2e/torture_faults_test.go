@@ -239,8 +239,8 @@ func (r *torture) kill(i int, signal syscall.Signal) {
 		}
 	}
 	r.kills.Add(1)
-	n.cmd.Process.Signal(signal)
-	<-n.done
+	n.Cmd.Process.Signal(signal)
+	<-n.Done
 	again := r.broadcaster()
 	r.mu.Lock()
 	r.nodes[i] = again
@@ -257,8 +257,8 @@ func (r *torture) kill(i int, signal syscall.Signal) {
 // killWorker kills the worker, lets tabs read snapshots that hold events which nobody has given an offset, and starts another. One
 // tab is reloaded in between, and goes on from what it kept; or all of it is of a history that has ended.
 func (r *torture) killWorker(epoch bool) {
-	r.worker.cmd.Process.Kill()
-	<-r.worker.done
+	r.worker.Cmd.Process.Kill()
+	<-r.worker.Done
 	for _, topic := range []string{pricesTopic, accountsTopic} {
 		testkit.Eventually(r.t, soon, func() (err error) {
 			var waits bool

@@ -1,4 +1,4 @@
-// Package testkit is what tests stand on: fresh databases, private servers that a test may break, a proxy that breaks
+// Package testkit is what tests stand on: the binary and its processes, fresh databases, private servers that a test may break, a proxy that breaks
 // connections, waiting without guessing. Only _test files import it, and internal/chaos its proxy.
 //
 // A package's tests begin with

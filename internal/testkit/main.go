@@ -35,6 +35,9 @@ var (
 func Main(m interface{ Run() int }, options ...goleak.Option) {
 	inMain = true
 	code := m.Run()
+	if built.dir != "" {
+		os.RemoveAll(built.dir)
+	}
 	for _, s := range []*shared{sharedPostgres, sharedRedis} {
 		if s.services != nil {
 			s.services.Close()

@@ -55,7 +55,7 @@ function figures(id, s) {
       return { big: per(s.rates.appended), facts: [['open transaction', unknown ? '–' : age(d.oldest_appender_s)], ['connections', unknown ? '–' : `${d.connections} of ${d.max_connections}`]] };
     case 'outbox': {
       const paused = s.partitions.filter((p) => p.paused_at).length;
-      const failed = s.findings.filter((f) => f.hop === 'outbox' && f.level === 'problem').length;
+      const failed = s.partitions.filter((p) => p.waiting_s > 5).length;
       return { big: unknown ? ['–', 'unknown'] : [upTo(s.waiting), 'waiting'], facts: [['oldest', unknown ? '–' : age(s.waiting_s)], ['paused', unknown ? '–' : plural(paused, 'partition')], ['stuck', unknown ? '–' : plural(failed, 'partition')]] };
     }
     case 'journal':
@@ -63,8 +63,9 @@ function figures(id, s) {
     case 'redis': {
       const r = s.redis;
       if (!r.configured) return { big: per(s.rates.published), facts: [['stream', 'in the process'], ['set aside', unknown ? '–' : plural(s.set_aside, 'topic')]] };
-      return { big: per(s.rates.published), facts: [['answers in', r.up ? age(r.server.took_ns / 1e9) : 'down'], ['memory', r.up ? bytes(r.server.used_memory) : '–'],
-        ['set aside', unknown ? '–' : `${upTo(s.set_aside)}, ${upTo(s.given_up)} given up`], ['refused', `${count(sum(s, 'commitcast_worker_refused_attempts_total'))} tries`]] };
+      return { big: per(s.rates.published), facts: [['answers in', r.up ? `${age(r.server.took_ns / 1e9)}, up ${age(r.server.uptime_s)}` : 'down'], ['memory', r.up ? bytes(r.server.used_memory) : '–'],
+        ['set aside', unknown ? '–' : `${upTo(s.set_aside)}, ${upTo(s.given_up)} given up`],
+        ['refused, refilled', `${count(sum(s, 'commitcast_worker_refused_attempts_total'))}, ${count(sum(s, 'commitcast_stream_answers_total/gap'))}`]] };
     }
     case 'broadcasters': {
       const silent = s.sources.filter((x) => !x.up && x.kind !== 'database' && x.kind !== 'redis').length;
@@ -74,9 +75,10 @@ function figures(id, s) {
         ['behind', plural(add((x) => x.behind), 'topic')], ['gaps, resets', `${count(sum(s, 'commitcast_broadcaster_gaps_total'))}, ${count(sum(s, 'commitcast_broadcaster_resets_total'))}`]] };
     }
     default: {
+      const canaries = b.filter((n) => n.identity.canary).map((n) => n.identity.canary.age_s);
       const by = (source) => count(sum(s, `commitcast_broadcaster_events_replayed_total/${source}`));
       return { big: b.length ? [count(add((x) => x.connections)), add((x) => x.connections) === 1 ? 'client' : 'clients'] : ['–', 'unknown'], facts: [['subscriptions', count(add((x) => x.subscriptions))],
-        ['stalled, closed', count(sum(s, 'commitcast_broadcaster_clients_stalled_total'))], ['replayed', `memory ${by('memory')}, stream ${by('stream')}, journal ${by('journal')}`]] };
+        ['stalled, closed', count(sum(s, 'commitcast_broadcaster_clients_stalled_total'))], ['canary', canaries.length ? `${age(Math.max(...canaries))} old` : 'none'], ['replayed', `memory ${by('memory')}, stream ${by('stream')}, journal ${by('journal')}`]] };
     }
   }
 }
@@ -153,7 +155,7 @@ export function pipeline(el) {
     s.findings.forEach((f) => n[f.level]++);
     verdict.dataset.level = s.level;
     put(verdict.querySelector('h1'), head);
-    put(verdict.querySelector('p'), calm || [n.problem && plural(n.problem, 'problem'), n.warning && plural(n.warning, 'warning')].filter(Boolean).join(', ') + ', the worst first. Each says what helps.');
+    put(verdict.querySelector('p'), calm || [n.problem && plural(n.problem, 'problem'), n.warning && plural(n.warning, 'warning')].filter(Boolean).join(', ') + (n.problem + n.warning > 1 ? ', the worst first. Each says what helps.' : '. It says what helps.'));
     keyed(findings, s.findings, (f, i) => `${f.hop}/${f.do ? JSON.stringify(f.do) : f.what.replace(/\d+/g, '')}/${s.findings.slice(0, i).filter((g) => g.hop === f.hop && g.what === f.what).length}`, finding);
 
     HOPS.forEach(([id, , , rateOf], i) => {

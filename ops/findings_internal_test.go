@@ -1,0 +1,61 @@
+package ops
+
+import (
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/commitcast/commitcast/broadcaster"
+	"github.com/commitcast/commitcast/stream"
+)
+
+// What is told of certificates, canaries and a Redis that has lost something, and when not.
+func TestFindings(t *testing.T) {
+	in := func(d time.Duration) map[string]time.Time { return map[string]time.Time{"clients": time.Now().Add(d)} }
+	node := func(id Identity) *Status {
+		if id.Broadcaster == nil {
+			id.Broadcaster = &broadcaster.State{Node: "b1"}
+		}
+		return &Status{Nodes: []*Node{{Address: "b1:8081", Identity: &id}}}
+	}
+	redis := func(uptime int64, gaps float64) *Status {
+		s := node(Identity{})
+		s.Redis = Redis{Configured: true, Up: true, Server: &stream.Server{Uptime: uptime}}
+		s.Nodes[0].Counters = map[string]float64{answered + "/gap": gaps}
+		return s
+	}
+	for name, c := range map[string]struct {
+		s     *Status
+		level Level
+		says  string
+	}{
+		"a certificate of 8 days":   {node(Identity{Certificates: in(8 * 24 * time.Hour)}), "", "certificate"},
+		"of 3 days":                 {node(Identity{Certificates: in(3 * 24 * time.Hour)}), Warning, "its certificate for clients expires in"},
+		"of yesterday":              {node(Identity{Certificates: in(-24 * time.Hour)}), Problem, "its certificate for clients has expired"},
+		"a fresh canary":            {node(Identity{Canary: &CanaryState{Age: 1}}), "", "does not arrive"},
+		"an old one":                {node(Identity{Canary: &CanaryState{Age: 11, Why: "it hangs"}}), Problem, "what is committed does not arrive at its clients"},
+		"of a node that is drained": {node(Identity{Canary: &CanaryState{Age: 11}, Broadcaster: &broadcaster.State{Drained: true}}), "", "does not arrive"},
+		"a young Redis":             {redis(5, 0), "", "Redis lacked"},
+		"that has lost something":   {redis(5, 2), Warning, "Redis lacked events that it had confirmed"},
+		"that had, long ago":        {redis(3600, 2), "", "Redis lacked"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var list []Finding
+			add := func(f Finding) { list = append(list, f) }
+			findRedis(c.s, add)
+			for _, n := range c.s.Nodes {
+				(&Console{}).findNode(c.s, n, add)
+			}
+			findCanaries(c.s, add)
+			var found *Finding
+			for i := range list {
+				if strings.Contains(list[i].What, c.says) {
+					found = &list[i]
+				}
+			}
+			if (found == nil) != (c.level == "") || found != nil && found.Level != c.level {
+				t.Errorf("%+v", list)
+			}
+		})
+	}
+}
