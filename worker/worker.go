@@ -217,11 +217,25 @@ func (w *Worker) Run(ctx context.Context) error {
 	<-ctx.Done()
 	w.running.Store(false)
 	watchers.Wait() // no new drains from here on
+	held := w.hub.held()
 	close(w.stopping)
+	var successors sync.WaitGroup
+	successors.Go(func() { w.handOverAll(held) }) // ends before Run does
 	err := w.stopRiver()
+	successors.Wait()
 	stopTick()
 	ticker.Wait()
 	return err
+}
+
+// isStopping reports whether this process begins nothing any more.
+func (w *Worker) isStopping() bool {
+	select {
+	case <-w.stopping:
+		return true
+	default:
+		return false
+	}
 }
 
 // stopRiver lets drains finish, and cancels those that do not within the deadline.

@@ -69,7 +69,10 @@ func start(t *testing.T, database, redis string, args ...string) *node {
 	database = testkit.As(t, database, rolesOf[args[0]]...)
 	args = append(args, "--ops-listen=127.0.0.1:0")
 	if args[0] != "worker" {
-		args = append(args, "--listen=127.0.0.1:0", "--drain=100ms")
+		args = append(args, "--listen=127.0.0.1:0")
+		if !slices.ContainsFunc(args, func(a string) bool { return strings.HasPrefix(a, "--drain=") }) {
+			args = append(args, "--drain=100ms")
+		}
 		if !slices.ContainsFunc(args, func(a string) bool { return strings.HasPrefix(a, "--auth=") }) {
 			args = append(args, "--auth=off")
 		}
