@@ -16,6 +16,12 @@ import (
 // command runs the binary to its end and returns what it printed and its exit code.
 func command(t *testing.T, env []string, args ...string) (stdout, stderr string, code int) {
 	t.Helper()
+	return commandOf(t, binary, env, args...)
+}
+
+// commandOf is command with another version of the binary.
+func commandOf(t *testing.T, binary string, env []string, args ...string) (stdout, stderr string, code int) {
+	t.Helper()
 	cmd := exec.CommandContext(t.Context(), binary, args...)
 	cmd.Env = append(os.Environ(), "DATABASE_URL=", "REDIS_URL=")
 	cmd.Env = append(cmd.Env, env...)

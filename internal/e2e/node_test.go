@@ -66,6 +66,12 @@ var rolesOf = map[string][]string{"worker": {"worker"}, "broadcaster": {"reader"
 // stopped, in order, at the test's end.
 func start(t *testing.T, database, redis string, args ...string) *node {
 	t.Helper()
+	return startOf(t, binary, database, redis, args...)
+}
+
+// startOf is start with another version of the binary.
+func startOf(t *testing.T, binary, database, redis string, args ...string) *node {
+	t.Helper()
 	database = testkit.As(t, database, rolesOf[args[0]]...)
 	args = append(args, "--ops-listen=127.0.0.1:0")
 	if args[0] != "worker" {
@@ -77,7 +83,7 @@ func start(t *testing.T, database, redis string, args ...string) *node {
 			args = append(args, "--auth=off")
 		}
 	}
-	n := run(t, database, redis, args...)
+	n := runOf(t, binary, database, redis, args...)
 	testkit.Eventually(t, 20*time.Second, func() error {
 		ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
 		defer cancel()
@@ -97,6 +103,11 @@ func start(t *testing.T, database, redis string, args ...string) *node {
 
 // run runs a long command of the binary as a login, and waits until it serves. It is stopped, in order, at the test's end.
 func run(t *testing.T, database, redis string, args ...string) *node {
+	t.Helper()
+	return runOf(t, binary, database, redis, args...)
+}
+
+func runOf(t *testing.T, binary, database, redis string, args ...string) *node {
 	t.Helper()
 	n := &node{t: t, done: make(chan struct{})}
 	args = append(args, "--log-format=json")
