@@ -16,6 +16,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/riverqueue/river"
 
+	"github.com/commitcast/commitcast/migrations"
 	"github.com/commitcast/commitcast/stream"
 	"github.com/commitcast/commitcast/wire"
 )
@@ -312,6 +313,8 @@ func (w *Worker) awaitDatabase(ctx context.Context) error {
 		case err == nil:
 			w.databaseState(ctx, nil)
 			return nil
+		case migrations.PooledError(err) != nil:
+			return fmt.Errorf("worker: %w", migrations.PooledError(err))
 		}
 		w.databaseState(ctx, err)
 		sleep(ctx, jitter(backoff(failures, 50*time.Millisecond, 2*time.Second)))
