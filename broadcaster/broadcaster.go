@@ -48,7 +48,7 @@ type Config struct {
 	WriteTimeout time.Duration
 	// ResetSpread is the window over which clients are told to come back after a reset. Default 1 s.
 	ResetSpread time.Duration
-	// Drain is the window over which clients are told to come back, and are closed, at shutdown. Default 5 s.
+	// Drain is the window over which clients are closed at shutdown, each of which is told to come back within 250 ms. Default 5 s.
 	Drain time.Duration
 	// Verifier checks the tokens of clients. Default: none, authentication is off, and everybody may read every topic.
 	Verifier auth.Verifier

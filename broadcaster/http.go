@@ -109,7 +109,7 @@ func (b *Broadcaster) removeSession(s *session) {
 	}
 }
 
-// drain tells every client when to come back, and closes it: evenly over Config.Drain, so that the other nodes meet
+// drain tells every client to come back at once, and closes it: evenly over Config.Drain, so that the other nodes meet
 // a stream of clients and not a wave.
 func (b *Broadcaster) drain() {
 	b.mu.Lock()
@@ -139,7 +139,7 @@ func (b *Broadcaster) sendAway(choose func(*session) bool) int {
 	var closing sync.WaitGroup
 	for _, s := range sessions {
 		<-ticker.C
-		in := jitter(b.cfg.Drain).Milliseconds()
+		in := jitter(min(b.cfg.Drain, reconnectWithin)).Milliseconds()
 		s.send(func(p []byte) []byte { return wire.AppendReconnect(p, in) })
 		closing.Add(1)
 		go func() { // owned by sendAway

@@ -34,6 +34,9 @@ const (
 	renewEvery, renewBurst = 5 * time.Second, 5
 	// replaySeconds is how many seconds of Config.MaxReplayRate a user may have at once.
 	replaySeconds = 5
+	// reconnectWithin is how long a client that is sent away stays away at most: nothing is gained by more, since those who are sent
+	// away are spread already, and it is blind meanwhile.
+	reconnectWithin = 250 * time.Millisecond
 	// comeBack is how long those who are turned away are told to wait at least, and half of what they may wait.
 	comeBack = 2 * time.Second
 )

@@ -267,14 +267,14 @@ func TestHeartbeatTellsHeads(t *testing.T) {
 
 // At shutdown each client is told when to come back and closed with 1012; new ones get 503.
 func TestDrain(t *testing.T) {
-	r := newRig(t, nil, broadcaster.Config{Drain: 200 * time.Millisecond})
+	r := newRig(t, nil, broadcaster.Config{Drain: 2 * time.Second})
 	var clients []*testkit.Client
 	for range 10 {
 		clients = append(clients, testkit.Dial(t, r.URL))
 	}
 	r.stop()
 	for _, c := range clients {
-		if m := c.Expect("reconnect"); m.InMS < 0 || m.InMS > 200 {
+		if m := c.Expect("reconnect"); m.InMS < 0 || m.InMS > 250 { // it is blind meanwhile, however long the drain is
 			t.Errorf("%+v", m)
 		}
 		if code := closeCode(t, c); code != 1012 {

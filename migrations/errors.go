@@ -38,6 +38,9 @@ func parseError() error {
 
 // connectError says in one line why no connection came about.
 func connectError(cfg *pgconn.Config, err error) error {
+	if pooled := PooledError(err); pooled != nil {
+		return pooled
+	}
 	where := fmt.Sprintf("host %s port %d database %q user %q", cfg.Host, cfg.Port, cfg.Database, cfg.User)
 	var pg *pgconn.PgError
 	var netErr *net.OpError

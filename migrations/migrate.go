@@ -164,6 +164,7 @@ func withLock(ctx context.Context, databaseURL string, log *slog.Logger, fn func
 		return err
 	}
 	cfg.MaxConns = 2 // one holds the lock, one serves River
+	Mark(&cfg.ConnConfig.Config)
 	cfg.AfterConnect = func(ctx context.Context, conn *pgx.Conn) error {
 		_, err := conn.Exec(ctx, sessionSQL)
 		return err
@@ -179,6 +180,9 @@ func withLock(ctx context.Context, databaseURL string, log *slog.Logger, fn func
 	}
 	defer c.Release()
 	conn := c.Conn()
+	if err := CheckDirect(ctx, conn); err != nil {
+		return err
+	}
 	if err := checkServer(ctx, conn); err != nil {
 		return err
 	}

@@ -155,6 +155,7 @@ func Session(config *pgx.ConnConfig) {
 	} {
 		config.RuntimeParams[name] = value
 	}
+	migrations.Mark(&config.Config)
 }
 
 // Close gives up connections to nodes. Pool and stream are the caller's.

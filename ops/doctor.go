@@ -86,8 +86,15 @@ func (c *Console) examineDatabase(ctx context.Context, add addCheck) (e examined
 	qctx, cancel := context.WithTimeout(ctx, 2*lookTimeout)
 	defer cancel()
 	if err := c.pool.Ping(qctx); err != nil {
+		if pooled := migrations.PooledError(err); pooled != nil {
+			add(area, "direct", Problem, oneLine(pooled), poolerFix)
+			return e
+		}
 		add(area, "reachable", Problem, oneLine(err), "see that Postgres runs and that --database-url leads to it")
 		return e
+	}
+	if !c.examinePooler(qctx, add) {
+		return e // what is asked next would fail for that reason
 	}
 	if err := migrations.Check(qctx, c.pool); err != nil {
 		add(area, "schema", Problem, oneLine(err), "commitcast migrate up, with the commitcast that the processes run")
@@ -118,7 +125,6 @@ func (c *Console) examineDatabase(ctx context.Context, add addCheck) (e examined
 	default:
 		add(area, "version", Good, "Postgres "+version, "")
 	}
-	c.examinePooler(qctx, add)
 
 	may := []string{}
 	for what, yes := range map[string]bool{"write events": mayWrite, "read": mayRead, "run a worker": mayWork, "act (ops)": mayAct} {
@@ -178,11 +184,14 @@ func (c *Console) examineDatabase(ctx context.Context, add addCheck) (e examined
 }
 
 // examinePooler looks for something between here and Postgres that shares sessions: workers hold session locks and LISTEN.
-// A pooler answers with a process id of its own when a session begins.
-func (c *Console) examinePooler(ctx context.Context, add addCheck) {
+// A pooler answers with a process id of its own when a session begins. False: there is one that nothing works behind.
+func (c *Console) examinePooler(ctx context.Context, add addCheck) bool {
 	const area, name = "database", "direct"
 	var same, direct bool
 	err := c.pool.AcquireFunc(ctx, func(conn *pgxpool.Conn) error {
+		if err := migrations.CheckDirect(ctx, conn.Conn()); err != nil {
+			return err
+		}
 		told := conn.Conn().PgConn().PID()
 		var first, second uint32
 		if err := conn.QueryRow(ctx, `SELECT pg_backend_pid()`).Scan(&first); err != nil {
@@ -205,6 +214,9 @@ func (c *Console) examinePooler(ctx context.Context, add addCheck) {
 		return nil
 	})
 	switch {
+	case errors.Is(err, migrations.ErrPooled):
+		add(area, name, Problem, oneLine(err), poolerFix)
+		return false
 	case err != nil:
 		add(area, name, Warning, "cannot be told: "+oneLine(err), "")
 	case !same:
@@ -214,7 +226,10 @@ func (c *Console) examinePooler(ctx context.Context, add addCheck) {
 	default:
 		add(area, name, Good, "this session is one with Postgres itself", "")
 	}
+	return true
 }
+
+const poolerFix = "give workers, broadcasters and this command the address of Postgres itself; applications may go through a pooler"
 
 func (c *Console) examineRedis(ctx context.Context, e examined, add addCheck) {
 	const area = "redis"

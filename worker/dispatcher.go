@@ -205,11 +205,7 @@ func (d *dispatcher) insert(ctx context.Context, orders []order) error {
 	if len(orders) == 0 {
 		return nil
 	}
-	params := make([]river.InsertManyParams, len(orders))
-	for i, o := range orders {
-		params[i].Args = DrainArgs{Partition: o.partition, Term: o.term}
-	}
-	results, err := d.w.river.InsertMany(ctx, params)
+	results, err := d.w.river.InsertMany(ctx, drainJobs(orders))
 	if err != nil {
 		return fmt.Errorf("ordering drains: %w", err)
 	}
@@ -226,11 +222,39 @@ func (d *dispatcher) insert(ctx context.Context, orders []order) error {
 
 // handOver orders the next term of a partition whose drain here has reached its age.
 func (w *Worker) handOver(ctx context.Context, partition int16, term int64) error {
-	_, err := w.river.InsertMany(ctx, []river.InsertManyParams{{Args: DrainArgs{Partition: partition, Term: term}}})
+	err := w.insert(ctx, []order{{partition: partition, term: term}})
 	if err == nil {
 		w.metrics.takeovers.WithLabelValues("aged").Inc()
 	}
 	return err
+}
+
+// handOverAll orders what follows the drains of a process that stops, so that nobody has to find out that they are gone. If
+// that fails, others do find out.
+func (w *Worker) handOverAll(next []order) {
+	if len(next) == 0 {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), sweepTimeout)
+	defer cancel()
+	if err := w.insert(ctx, next); err != nil {
+		w.log.WarnContext(ctx, "partitions could not be handed over; other workers find them by looking", "error", err)
+		return
+	}
+	w.metrics.takeovers.WithLabelValues("stopped").Add(float64(len(next)))
+}
+
+func (w *Worker) insert(ctx context.Context, orders []order) error {
+	_, err := w.river.InsertMany(ctx, drainJobs(orders))
+	return err
+}
+
+func drainJobs(orders []order) []river.InsertManyParams {
+	params := make([]river.InsertManyParams, len(orders))
+	for i, o := range orders {
+		params[i].Args = DrainArgs{Partition: o.partition, Term: o.term}
+	}
+	return params
 }
 
 // claimed: some process has taken the job, or failed with it.

@@ -64,6 +64,18 @@ func (h *hub) busy() bool {
 	return false
 }
 
+// held are the drains that would follow those of this process.
+func (h *hub) held() (next []order) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for p, d := range h.drains {
+		if d != nil {
+			next = append(next, order{partition: int16(p), term: d.term + 1})
+		}
+	}
+	return next
+}
+
 // wake says that partition p may have new events.
 func (h *hub) wake(p int) {
 	h.mu.Lock()

@@ -93,7 +93,7 @@ func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 		ended: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "commitcast_worker_drains_ended_total",
 			Help: "Drains that ended, by why: idle, passed (a newer term began), stopped, error."}, []string{"why"}),
 		takeovers: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "commitcast_worker_takeovers_total",
-			Help: "Drains ordered by this process past an earlier one, by why: lost (no session holds its lock), silent, aged."}, []string{"why"}),
+			Help: "Drains ordered by this process past an earlier one, by why: lost (no session holds its lock), silent, aged, stopped (its process ends)."}, []string{"why"}),
 		backlog: prometheus.NewGauge(prometheus.GaugeOpts{Name: "commitcast_worker_unpublished_events",
 			Help: "Sequenced but unconfirmed events of the partitions that other processes drain, as of the last sweep."}),
 		lagging: prometheus.NewGauge(prometheus.GaugeOpts{Name: "commitcast_worker_lagging_topics",
@@ -117,7 +117,7 @@ func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 	for vec, values := range map[*prometheus.CounterVec][]string{
 		m.published: {"appended", "duplicate"},
 		m.ended:     {endIdle, endPassed, endAged, endStopped, endError},
-		m.takeovers: {"lost", "silent", "aged"},
+		m.takeovers: {"lost", "silent", "aged", "stopped"},
 	} {
 		for _, v := range values {
 			vec.WithLabelValues(v)

@@ -72,11 +72,16 @@ func (dw *drainWorker) Work(ctx context.Context, job *river.Job[DrainArgs]) erro
 	if job.Args.Partition < 0 || int(job.Args.Partition) >= len(dw.w.hub.drains) || job.Args.Term <= 0 {
 		return river.JobCancel(fmt.Errorf("partition %d, term %d do not exist", job.Args.Partition, job.Args.Term))
 	}
-	why, err := dw.w.drain(ctx, job.Args.Partition, job.Args.Term)
-	dw.w.metrics.ended.WithLabelValues(why).Inc()
-	if err != nil {
-		return err
+	why := endStopped
+	if !dw.w.isStopping() { // else it is for another process, which orders it again
+		var err error
+		why, err = dw.w.drain(ctx, job.Args.Partition, job.Args.Term)
+		if err != nil {
+			dw.w.metrics.ended.WithLabelValues(why).Inc()
+			return err
+		}
 	}
+	dw.w.metrics.ended.WithLabelValues(why).Inc()
 	// River would write this up to 250 ms later, and operators would see a running job that is not there.
 	return pgx.BeginFunc(ctx, dw.w.pool, func(tx pgx.Tx) error {
 		_, err := river.JobCompleteTx[*riverpgxv5.Driver](ctx, tx, job)

@@ -210,3 +210,34 @@ func TestCollector(t *testing.T) {
 		}
 	}
 }
+
+// A worker that stops orders what follows its drains: who takes them need not find out that it is gone, which only a look at
+// the right moment tells.
+func TestStopHandsOver(t *testing.T) {
+	b := newBench(t)
+	w, stop := b.run(Config{Linger: time.Minute, MaxAge: 2 * time.Minute})
+	topics := []string{topicIn(3, 0), topicIn(8, 0), topicIn(30, 0)}
+	for _, topic := range topics {
+		b.append(topic, `1`)
+	}
+	b.published(5 * time.Second)
+	held := w.hub.held()
+	if len(held) != len(topics) {
+		t.Fatalf("%d drains, want %d", len(held), len(topics))
+	}
+	stop()
+	for _, o := range held {
+		if n := scalar[int](b, `SELECT count(*) FROM commitcast.river_job WHERE kind = 'outbox_drain' AND state = 'available'
+			AND (args->>'partition')::int = $1 AND (args->>'term')::bigint = $2`, o.partition, o.term); n != 1 {
+			t.Errorf("%d jobs wait that follow the drain of partition %d, want 1", n, o.partition)
+		}
+	}
+	// Somebody takes them although nothing happens in these partitions, and nothing is ordered twice.
+	next, _ := b.run(Config{Linger: time.Minute, MaxAge: 2 * time.Minute})
+	testkit.Eventually(t, 10*time.Second, func() bool { return len(next.hub.held()) == len(topics) }, "the next worker drains all of them")
+	for i, o := range next.hub.held() {
+		if o.partition != held[i].partition || o.term != held[i].term+1 {
+			t.Errorf("partition %d is at term %d, want %d", o.partition, o.term-1, held[i].term)
+		}
+	}
+}

@@ -16,6 +16,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/riverqueue/river"
 
+	"github.com/commitcast/commitcast/migrations"
 	"github.com/commitcast/commitcast/stream"
 	"github.com/commitcast/commitcast/wire"
 )
@@ -217,11 +218,25 @@ func (w *Worker) Run(ctx context.Context) error {
 	<-ctx.Done()
 	w.running.Store(false)
 	watchers.Wait() // no new drains from here on
+	held := w.hub.held()
 	close(w.stopping)
+	var successors sync.WaitGroup
+	successors.Go(func() { w.handOverAll(held) }) // ends before Run does
 	err := w.stopRiver()
+	successors.Wait()
 	stopTick()
 	ticker.Wait()
 	return err
+}
+
+// isStopping reports whether this process begins nothing any more.
+func (w *Worker) isStopping() bool {
+	select {
+	case <-w.stopping:
+		return true
+	default:
+		return false
+	}
 }
 
 // stopRiver lets drains finish, and cancels those that do not within the deadline.
@@ -298,6 +313,8 @@ func (w *Worker) awaitDatabase(ctx context.Context) error {
 		case err == nil:
 			w.databaseState(ctx, nil)
 			return nil
+		case migrations.PooledError(err) != nil:
+			return fmt.Errorf("worker: %w", migrations.PooledError(err))
 		}
 		w.databaseState(ctx, err)
 		sleep(ctx, jitter(backoff(failures, 50*time.Millisecond, 2*time.Second)))

@@ -19,7 +19,7 @@ import (
 // a silent wait.
 const openTimeout = 10 * time.Second
 
-// OpenDatabase connects to the database and checks that its schema is the one that this binary knows.
+// OpenDatabase connects to the database and checks that it is Postgres itself, and that its schema is the one that this binary knows.
 func OpenDatabase(ctx context.Context, url string) (*pgxpool.Pool, error) {
 	if url == "" {
 		return nil, usageError{errors.New("--database-url is empty")}
@@ -35,14 +35,22 @@ func OpenDatabase(ctx context.Context, url string) (*pgxpool.Pool, error) {
 	}
 	config.ConnConfig.RuntimeParams["default_transaction_isolation"] = "read committed"
 	config.ConnConfig.RuntimeParams["default_transaction_read_only"] = "off"
+	migrations.Mark(&config.ConnConfig.Config)
 	ctx, cancel := context.WithTimeout(ctx, openTimeout)
 	defer cancel()
 	pool, err := pgxpool.NewWithConfig(ctx, config)
 	if err != nil {
 		return nil, fmt.Errorf("database: %w", err)
 	}
-	if err := migrations.Check(ctx, pool); err != nil {
+	err = pool.AcquireFunc(ctx, func(conn *pgxpool.Conn) error { return migrations.CheckDirect(ctx, conn.Conn()) })
+	if err == nil {
+		err = migrations.Check(ctx, pool)
+	}
+	if err != nil {
 		pool.Close()
+		if pooled := migrations.PooledError(err); pooled != nil {
+			err = pooled
+		}
 		return nil, fmt.Errorf("database: %w", err)
 	}
 	return pool, nil

@@ -166,8 +166,13 @@ func (l *load) stop() {
 func (l *load) between(from, to time.Time) (p50, p99, most time.Duration) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	return percentiles(l.samples, from, to)
+}
+
+// percentiles are those of the samples of a span of time; zero if there are none.
+func percentiles(samples []sample, from, to time.Time) (p50, p99, most time.Duration) {
 	var took []time.Duration
-	for _, s := range l.samples {
+	for _, s := range samples {
 		if !s.at.Before(from) && s.at.Before(to) {
 			took = append(took, s.took)
 		}

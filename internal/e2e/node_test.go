@@ -10,4 +10,7 @@ func TestMain(m *testing.M) { testkit.Main(m) }
 
 type node = testkit.Node
 
-var start, run, command = testkit.Start, testkit.Run, testkit.Command
+var (
+	start, run, command = testkit.Start, testkit.Run, testkit.Command
+	startOf, commandOf  = testkit.StartOf, testkit.CommandOf // another version of the binary
+)

@@ -12,7 +12,7 @@ import (
 	"syscall"
 )
 
-// Configured is a private server of another program, by a configuration of its caller: nginx or haproxy.
+// Configured is a private server of another program, by a configuration of its caller: nginx, haproxy or pgbouncer.
 type Configured struct {
 	folder  *folder
 	program program
@@ -28,8 +28,9 @@ var kinds = map[string]struct {
 	need need
 	args func(conf string) []string
 }{
-	"nginx":   {nginxNeed, func(c string) []string { return []string{"-c", c, "-e", "stderr", "-g", "daemon off;"} }},
-	"haproxy": {haproxyNeed, func(c string) []string { return []string{"-db", "-f", c} }},
+	"nginx":     {nginxNeed, func(c string) []string { return []string{"-c", c, "-e", "stderr", "-g", "daemon off;"} }},
+	"haproxy":   {haproxyNeed, func(c string) []string { return []string{"-db", "-f", c} }},
+	"pgbouncer": {pgbouncerNeed, func(c string) []string { return []string{c} }},
 }
 
 // StartConfigured starts one of them, installing it if it is missing, and waits until addr accepts connections. files are written

@@ -52,9 +52,10 @@ var (
 		find: finds(findNode), debian: []string{"nodejs", "npm"}, brew: []string{"node"},
 	}
 	// Not nginx-light and its like: Debian's nginx has all that is needed, and no more.
-	nginxNeed    = need{what: "nginx", find: finds(findProgram("nginx")), debian: []string{"nginx"}, brew: []string{"nginx"}}
-	haproxyNeed  = need{what: "HAProxy", find: finds(findProgram("haproxy")), debian: []string{"haproxy"}, brew: []string{"haproxy"}}
-	compilerNeed = need{
+	nginxNeed     = need{what: "nginx", find: finds(findProgram("nginx")), debian: []string{"nginx"}, brew: []string{"nginx"}}
+	haproxyNeed   = need{what: "HAProxy", find: finds(findProgram("haproxy")), debian: []string{"haproxy"}, brew: []string{"haproxy"}}
+	pgbouncerNeed = need{what: "PgBouncer", find: finds(findProgram("pgbouncer")), debian: []string{"pgbouncer"}, brew: []string{"pgbouncer"}}
+	compilerNeed  = need{
 		what: "a C compiler", find: finds(findCompiler), debian: []string{"gcc", "libc6-dev"},
 	}
 )

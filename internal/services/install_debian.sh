@@ -30,7 +30,7 @@ restore() {
 
 for package; do
     case $package in
-    nginx | haproxy)
+    nginx | haproxy | pgbouncer)
         # What was there before stays as it is.
         if ! dpkg-query -s "$package" >/dev/null 2>&1; then
             services="$services $package"

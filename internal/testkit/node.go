@@ -47,7 +47,13 @@ func Binary(t testing.TB) string {
 // Command runs a short command of the binary to its end, within 30 s, with nothing of the environment but what is given.
 func Command(t testing.TB, env []string, args ...string) (stdout, stderr string, code int) {
 	t.Helper()
-	cmd := exec.CommandContext(t.Context(), Binary(t), args...)
+	return CommandOf(t, Binary(t), env, args...)
+}
+
+// CommandOf is Command with another version of the binary.
+func CommandOf(t testing.TB, binary string, env []string, args ...string) (stdout, stderr string, code int) {
+	t.Helper()
+	cmd := exec.CommandContext(t.Context(), binary, args...)
 	cmd.Env = append(os.Environ(), "DATABASE_URL=", "REDIS_URL=")
 	cmd.Env = append(cmd.Env, env...)
 	var out, err strings.Builder
@@ -76,17 +82,26 @@ var rolesOf = map[string][]string{"worker": {"worker"}, "broadcaster": {"reader"
 // stopped, in order, at the test's end.
 func Start(t testing.TB, database, redis string, args ...string) *Node {
 	t.Helper()
+	return StartOf(t, Binary(t), database, redis, args...)
+}
+
+// StartOf is Start with another version of the binary.
+func StartOf(t testing.TB, binary, database, redis string, args ...string) *Node {
+	t.Helper()
 	database = As(t, database, rolesOf[args[0]]...)
 	if !given(args, "--ops-listen=") {
 		args = append(args, "--ops-listen=127.0.0.1:0")
 	}
 	if args[0] != "worker" {
-		args = append(args, "--listen=127.0.0.1:0", "--drain=100ms")
+		args = append(args, "--listen=127.0.0.1:0")
+		if !given(args, "--drain=") {
+			args = append(args, "--drain=100ms")
+		}
 		if !given(args, "--auth=") {
 			args = append(args, "--auth=off")
 		}
 	}
-	n := Run(t, database, redis, args...)
+	n := runOf(t, binary, database, redis, args...)
 	Eventually(t, 20*time.Second, func() error {
 		ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
 		defer cancel()
@@ -107,9 +122,14 @@ func Start(t testing.TB, database, redis string, args ...string) *Node {
 // Run runs a long command of the binary as a login, and waits until it serves. It is stopped, in order, at the test's end.
 func Run(t testing.TB, database, redis string, args ...string) *Node {
 	t.Helper()
+	return runOf(t, Binary(t), database, redis, args...)
+}
+
+func runOf(t testing.TB, binary, database, redis string, args ...string) *Node {
+	t.Helper()
 	n := &Node{Done: make(chan struct{})}
 	args = append(args, "--log-format=json")
-	n.Cmd = exec.Command(Binary(t), args...)
+	n.Cmd = exec.Command(binary, args...)
 	n.Cmd.Env = append(os.Environ(), "DATABASE_URL="+database, "REDIS_URL="+redis)
 	n.Cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	stderr, err := n.Cmd.StderrPipe()
