@@ -180,8 +180,9 @@ type Broadcaster struct {
 	heldUp    map[net.Conn]*time.Timer // requests that wait for their refusal
 	strangers []*session               // in seats: those that have yet to say who they are
 	atDoor    []*waiter                // those that wait for a seat
-	leaves    time.Time                // before which no stranger has to leave for them
-	later     bool                     // seatOthers will be called
+	emptied   float64                  // seats that were kept empty at emptiedAt
+	emptiedAt time.Time
+	later     bool // seatOthers will be called
 	users     map[string]*user
 
 	pushUp     push        // the stream's subscription is live

@@ -2,6 +2,7 @@ package broadcaster
 
 import (
 	"context"
+	"math"
 	"net/http"
 	"net/netip"
 	"time"
@@ -10,9 +11,9 @@ import (
 )
 
 const (
-	// leaveEvery is the pace at which strangers have to leave while others wait for their seats. What comes of a connection that comes to
-	// nothing, a handshake and a close, is so much of the machine at most, evenly; those who say who they are do not wait for it.
-	leaveEvery = 10 * time.Millisecond
+	// seatEvery is how long a seat stays empty whose stranger has come to nothing, one such seat after the other: so what those cost, a
+	// handshake and a close, has a bound, and comes evenly. The seat of one that has said who it is, is free at once.
+	seatEvery = 10 * time.Millisecond
 	// strangerPatience is how long a client may take to say who it is while others wait for its place: some round trips of a
 	// bad network. While nobody waits it has Config.AuthTimeout.
 	strangerPatience = time.Second
@@ -61,7 +62,7 @@ func (b *Broadcaster) most(sign float64, now time.Time, n int, of func(i int) *s
 func (b *Broadcaster) seat(w http.ResponseWriter, r *http.Request, s *session) bool {
 	now := time.Now()
 	b.mu.Lock()
-	if len(b.atDoor) == 0 && len(b.strangers) < b.cfg.MaxStrangers {
+	if len(b.atDoor) == 0 && b.seatIsFree(now) {
 		b.strangers = append(b.strangers, s)
 		b.mu.Unlock()
 		return true
@@ -126,12 +127,21 @@ func (b *Broadcaster) sendOff(i int, seated bool) {
 	w.turn <- seated
 }
 
+// empty is how many seats are kept empty, since their strangers have come to nothing. Called with mu held.
+func (b *Broadcaster) empty(now time.Time) float64 {
+	return max(0, b.emptied-now.Sub(b.emptiedAt).Seconds()/seatEvery.Seconds())
+}
+
+func (b *Broadcaster) seatIsFree(now time.Time) bool {
+	return len(b.strangers)+int(math.Ceil(b.empty(now))) < b.cfg.MaxStrangers
+}
+
 // seatOthers gives free seats to those who wait, and has strangers that have had their time leave, one by one. Called with mu held,
 // whenever a seat may have become free.
 func (b *Broadcaster) seatOthers(now time.Time) {
 	for len(b.atDoor) > 0 {
-		if len(b.strangers) >= b.cfg.MaxStrangers {
-			if now.Before(b.leaves) {
+		if !b.seatIsFree(now) {
+			if len(b.strangers) < b.cfg.MaxStrangers {
 				b.seatLater()
 				return
 			}
@@ -144,8 +154,7 @@ func (b *Broadcaster) seatOthers(now time.Time) {
 				return
 			}
 			s := b.strangers[i]
-			b.unseatAt(i)
-			b.leaves = now.Add(leaveEvery)
+			b.unseatAt(i, now)
 			b.hit(limitStrangers)
 			s.mu.Lock()
 			if !s.closed {
@@ -164,7 +173,7 @@ func (b *Broadcaster) seatLater() {
 		return
 	}
 	b.later = true
-	b.after(leaveEvery, func() {
+	b.after(seatEvery, func() {
 		b.mu.Lock()
 		defer b.mu.Unlock()
 		b.later = false
@@ -183,14 +192,18 @@ func (b *Broadcaster) free(s *session) {
 func (b *Broadcaster) unseat(s *session) {
 	for i, other := range b.strangers {
 		if other == s {
-			b.unseatAt(i)
-			b.seatOthers(time.Now())
+			now := time.Now()
+			b.unseatAt(i, now)
+			b.seatOthers(now)
 			return
 		}
 	}
 }
 
-func (b *Broadcaster) unseatAt(i int) {
+func (b *Broadcaster) unseatAt(i int, now time.Time) {
+	if !b.strangers[i].counted {
+		b.emptied, b.emptiedAt = b.empty(now)+1, now
+	}
 	last := len(b.strangers) - 1
 	b.strangers[i], b.strangers[last] = b.strangers[last], nil
 	b.strangers = b.strangers[:last]
