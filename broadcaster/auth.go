@@ -121,7 +121,9 @@ func (s *session) authenticate(ctx context.Context, token string) error {
 	if before != nil && !s.mayRenew() {
 		return &wire.Error{Code: wire.CodeTooMany, Message: fmt.Sprintf("a token can be renewed every %v; the last one stands until it expires", renewEvery)}
 	}
+	s.checking.Store(true) // that may take a while, for which a stranger keeps its seat
 	who, err := b.verify(ctx, token)
+	s.checking.Store(false)
 	switch {
 	case errors.Is(err, auth.ErrRefused):
 		return because(wire.CloseUnauthorized, err)
@@ -133,7 +135,7 @@ func (s *session) authenticate(ctx context.Context, token string) error {
 		if err := s.admit(who); err != nil {
 			return err
 		}
-		s.hello()
+		return s.greet(ctx)
 	case who.Subject != before.Subject:
 		return because(wire.CloseUnauthorized, errors.New("it is of another subject than the last one"))
 	default:
@@ -187,12 +189,16 @@ func (s *session) expire(now time.Time) bool {
 	if s.until.IsZero() || now.Before(s.until) || s.closed {
 		return false
 	}
+	s.overstay(s.overdue)
+	return true
+}
+
+// overstay ends a session whose time is up. Called with mu held.
+func (s *session) overstay(code wire.CloseCode) {
 	s.b.metrics.expired.Inc()
-	code := s.overdue
 	s.closed = true // nothing is written any more
 	s.drained.Broadcast()
 	s.b.spawn(func(context.Context) { s.sink.close(code) }) // ends within the WebSocket's closing timeout
-	return true
 }
 
 // allowed asks whether the session may read a topic: nil, or what the client is to be told.

@@ -65,6 +65,10 @@ type Config struct {
 	// MaxPerUser is how many connections the subject of a token may have; further ones get 503, or are closed with 1013.
 	// Default 200.
 	MaxPerUser int
+	// MaxStrangers is how many WebSockets may be open at once whose clients have yet to say who they are: those that bring their
+	// token in a frame and not in the handshake. Further ones wait for a place. Default 256: too few, and clients that come back
+	// all together wait for each other; too many, and connections of attackers take memory. Not while authentication is off.
+	MaxStrangers int
 	// MaxRequests is how many requests a second of one connection are read, beyond ten times as many at once. What comes
 	// faster waits. To unsubscribe costs nothing, nor does to subscribe to more topics than ever before. Default 20.
 	MaxRequests int
@@ -109,6 +113,7 @@ func (c Config) withDefaults() (Config, error) {
 	setDefault(&c.WriteTimeout, 10*time.Second)
 	setDefault(&c.MaxPerAddress, c.MaxConnections)
 	setDefault(&c.MaxPerUser, 200)
+	setDefault(&c.MaxStrangers, 256)
 	setDefault(&c.MaxRequests, 20)
 	setDefault(&c.MaxReplays, 4)
 	setDefault(&c.MaxReplayRate, 2_000)
@@ -129,7 +134,7 @@ func (c Config) withDefaults() (Config, error) {
 		"DegradedPoll": int64(c.DegradedPoll), "LogEvents": int64(c.LogEvents), "LogBytes": int64(c.LogBytes), "LogMemory": int64(c.LogMemory),
 		"MaxConnections": int64(c.MaxConnections), "MaxSubscriptions": int64(c.MaxSubscriptions),
 		"WriteTimeout": int64(c.WriteTimeout), "AuthTimeout": int64(c.AuthTimeout), "AuthGrace": int64(c.AuthGrace), "ResetSpread": int64(c.ResetSpread), "Drain": int64(c.Drain),
-		"MaxPerAddress": int64(c.MaxPerAddress), "MaxPerUser": int64(c.MaxPerUser), "MaxRequests": int64(c.MaxRequests),
+		"MaxPerAddress": int64(c.MaxPerAddress), "MaxPerUser": int64(c.MaxPerUser), "MaxStrangers": int64(c.MaxStrangers), "MaxRequests": int64(c.MaxRequests),
 		"MaxReplays": int64(c.MaxReplays), "MaxReplayRate": int64(c.MaxReplayRate), "TrustedHops": int64(c.TrustedHops)} {
 		if v < 0 {
 			return c, fmt.Errorf("broadcaster: Config.%s is negative", name)
@@ -173,6 +178,11 @@ type Broadcaster struct {
 	held      bool // an operator has drained it
 	addresses map[netip.Prefix]*address
 	heldUp    map[net.Conn]*time.Timer // requests that wait for their refusal
+	strangers []*session               // in seats: those that have yet to say who they are
+	atDoor    []*waiter                // those that wait for a seat
+	emptied   float64                  // seats that were kept empty at emptiedAt
+	emptiedAt time.Time
+	later     bool // seatOthers will be called
 	users     map[string]*user
 
 	pushUp     push        // the stream's subscription is live

@@ -34,13 +34,18 @@ func (b *Broadcaster) serveWS(w http.ResponseWriter, r *http.Request) {
 	if !ok {
 		return
 	}
+	if who == nil && b.cfg.Verifier != nil && !b.seat(w, r, s) {
+		return
+	}
 	sock, err := accept(w, r, b.newPings(s.flooded))
 	if err != nil {
+		b.free(s)
 		b.log.Debug("handshake refused", "error", err)
 		return
 	}
 	s.sink = sock
 	if limit, why := b.addSession(s); why != "" {
+		b.free(s)
 		if limit == "" {
 			sock.close(wire.CloseShutdown)
 		} else {
@@ -80,6 +85,7 @@ func (b *Broadcaster) addSession(s *session) (limit, why string) {
 		b.addressOf(s.from).connections++
 	}
 	now := time.Now()
+	s.came = now
 	s.nextBeat = now.Add(jitter(b.cfg.Heartbeat)) // spread, after a mass reconnect
 	if b.cfg.Verifier != nil {
 		s.until, s.overdue = now.Add(b.cfg.AuthTimeout), wire.CloseAuthTimeout
@@ -114,6 +120,9 @@ func (b *Broadcaster) removeSession(s *session) {
 func (b *Broadcaster) drain() {
 	b.mu.Lock()
 	b.draining = true
+	for len(b.atDoor) > 0 {
+		b.sendOff(0, false)
+	}
 	b.mu.Unlock()
 	b.sendAway(func(*session) bool { return true })
 }

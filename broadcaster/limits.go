@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/time/rate"
@@ -37,6 +38,13 @@ const (
 	// reconnectWithin is how long a client that is sent away stays away at most: nothing is gained by more, since those who are sent
 	// away are spread already, and it is blind meanwhile.
 	reconnectWithin = 250 * time.Millisecond
+	// userSeconds is how many seconds of its pace a user may ask at once: enough for all its connections to come back, each with
+	// 20 topics.
+	userSeconds = 60
+	// connectionCost is what a connection of a user counts, in requests: a handshake, and a token whose signature is checked.
+	connectionCost = 10
+	// userMistakes is how many connections of a user may make all the mistakes that one may.
+	userMistakes = 4
 	// comeBack is how long those who are turned away are told to wait at least, and half of what they may wait.
 	comeBack = 2 * time.Second
 )
@@ -57,6 +65,8 @@ const (
 	limitRenewals      = "renewals"
 	limitLogs          = "log_memory"
 	limitStrikes       = "strikes"
+	limitStrangers     = "unauthenticated"
+	limitUserRequests  = "requests_per_user"
 )
 
 // full says why one more session cannot be taken; "" if it can. Called with mu held.
@@ -85,7 +95,7 @@ func (b *Broadcaster) connectionsFrom(from netip.Prefix) int {
 // admit says whether one more client can be taken. It has answered the client, or will, if not.
 func (b *Broadcaster) admit(w http.ResponseWriter, s *session) bool {
 	if b.struck(s.from) {
-		b.holdUp(w)
+		b.holdUp(w, limitStrikes)
 		return false
 	}
 	select {
@@ -131,7 +141,8 @@ func (s *session) count(who *auth.Identity) error {
 	}
 	if _, in := b.sessions[s]; in { // not closed meanwhile
 		b.userOf(who).connections++
-		s.user, s.counted = who.Subject, true
+		s.user, s.counted, s.account = who.Subject, true, b.users[who.Subject]
+		b.unseat(s)
 		if s.from.IsValid() {
 			b.addresses[s.from].known++
 		}
@@ -152,6 +163,7 @@ func (b *Broadcaster) userFull(who *auth.Identity) bool {
 
 // uncount gives places back. Called with mu held.
 func (b *Broadcaster) uncount(s *session) {
+	b.unseat(s)
 	if s.from.IsValid() {
 		a := b.addresses[s.from]
 		a.connections--
@@ -172,24 +184,29 @@ type user struct {
 	connections int           // guarded by Broadcaster.mu
 	reads       chan struct{} // replays that are read for
 	budget      *rate.Limiter // of events that are read
+	pace        *pace         // of all its connections together
 }
 
 // userOf is the user of an identity. Called with mu held.
 func (b *Broadcaster) userOf(who *auth.Identity) *user {
 	u := b.users[who.Subject]
 	if u == nil {
-		u = &user{reads: make(chan struct{}, b.cfg.MaxReplays), budget: rate.NewLimiter(rate.Limit(b.cfg.MaxReplayRate), replaySeconds*b.cfg.MaxReplayRate)}
+		u = &user{reads: make(chan struct{}, b.cfg.MaxReplays), budget: rate.NewLimiter(rate.Limit(b.cfg.MaxReplayRate), replaySeconds*b.cfg.MaxReplayRate),
+			pace: b.newUserPace()}
 		b.users[who.Subject] = u
 	}
 	return u
 }
 
-// sweepUsers forgets users without a connection that have their whole budget again.
+// whole reports whether nothing is missing from a budget.
+func whole(l *rate.Limiter, now time.Time) bool { return l.TokensAt(now) >= float64(l.Burst()) }
+
+// sweepUsers forgets users without a connection that have their whole budgets again.
 func (b *Broadcaster) sweepUsers(now time.Time) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	for name, u := range b.users {
-		if u.connections == 0 && u.budget.TokensAt(now) >= float64(u.budget.Burst()) {
+		if u.connections == 0 && whole(u.budget, now) && whole(u.pace.limiter, now) && whole(u.pace.mistakes, now) {
 			delete(b.users, name)
 		}
 	}
@@ -231,31 +248,63 @@ func (s *session) budgeted(ctx context.Context, who *auth.Identity, read func() 
 	return run, err
 }
 
-// pace holds back a client that asks faster than Config.MaxRequests: it is not read from meanwhile, so that it costs its
-// own network and nobody's memory. A whole set of subscriptions may be made, and given up, at once (free).
+// pace holds back a client that asks faster than it may: it is not read from meanwhile, so that it costs its own network and
+// nobody's memory. There is one of each connection, and one of each user for all its connections.
 type pace struct {
 	b        *Broadcaster
+	limit    string
 	limiter  *rate.Limiter
 	mistakes *rate.Limiter
-	slow     bool
+	slow     atomic.Bool
 }
 
+// newPace is that of a connection: Config.MaxRequests. A whole set of subscriptions may be made, and given up, at once (free).
 func (b *Broadcaster) newPace() *pace {
-	return &pace{b: b, limiter: rate.NewLimiter(rate.Limit(b.cfg.MaxRequests), requestSeconds*b.cfg.MaxRequests),
+	return &pace{b: b, limit: limitRequests, limiter: rate.NewLimiter(rate.Limit(b.cfg.MaxRequests), requestSeconds*b.cfg.MaxRequests),
 		mistakes: rate.NewLimiter(mistakeRate, mistakeBurst)}
 }
 
-// wait waits for a client's turn. An error means that ctx has ended.
-func (p *pace) wait(ctx context.Context) error {
-	if p.limiter.Allow() {
-		p.slow = false
+// newUserPace is that of a user, which only giving up subscriptions is free of: so a set of them is not made again and again,
+// each time by a new connection.
+func (b *Broadcaster) newUserPace() *pace {
+	perSecond := max(b.cfg.MaxRequests, b.cfg.MaxPerUser/2)
+	return &pace{b: b, limit: limitUserRequests, limiter: rate.NewLimiter(rate.Limit(perSecond), userSeconds*perSecond),
+		mistakes: rate.NewLimiter(userMistakes*mistakeRate, userMistakes*mistakeBurst)}
+}
+
+// wait waits for the turn of n requests. An error means that ctx has ended.
+func (p *pace) wait(ctx context.Context, n int) error {
+	if p.limiter.AllowN(time.Now(), n) {
+		p.slow.Store(false)
 		return nil
 	}
-	if !p.slow {
-		p.slow = true
-		p.b.hit(limitRequests)
+	if !p.slow.Swap(true) {
+		p.b.hit(p.limit)
 	}
-	return p.limiter.Wait(ctx)
+	return p.limiter.WaitN(ctx, n)
+}
+
+// wait waits for the turn of a request, of its connection and of its user. An error means that ctx has ended. Called by the reader.
+func (s *session) wait(ctx context.Context, p *pace, req wire.Request, err error) error {
+	if err != nil || !s.free(req) {
+		if err := p.wait(ctx, 1); err != nil {
+			return err
+		}
+	}
+	if s.account != nil && req.Op != wire.OpUnsubscribe {
+		return s.account.pace.wait(ctx, 1)
+	}
+	return nil
+}
+
+// mistook waits after a refused request, if there have been many. An error means that ctx has ended. Called by the reader.
+func (s *session) mistook(ctx context.Context, p *pace) error {
+	if s.account != nil {
+		if err := s.account.pace.mistakes.Wait(ctx); err != nil {
+			return err
+		}
+	}
+	return p.mistakes.Wait(ctx)
 }
 
 // free reports whether a request costs nothing of a client's pace: it gives up what another one has paid for, or makes
@@ -275,9 +324,6 @@ func (s *session) free(req wire.Request) bool {
 	}
 	return false
 }
-
-// mistake waits after a refused request, if there have been many. An error means that ctx has ended.
-func (p *pace) mistake(ctx context.Context) error { return p.mistakes.Wait(ctx) }
 
 // pings holds back a client that sends many pings, or pongs: it is not read from meanwhile. To cut it off at once would cost
 // more, since it would come again; but what it sent before it left would keep its connection for as long as that is read.

@@ -56,7 +56,7 @@ func newMetrics(r prometheus.Registerer) *metrics {
 		tokens:        vec("tokens_total", "Tokens checked, by outcome: accepted, refused, unavailable.", "outcome", "accepted", "refused", "unavailable"),
 		shut:          vec("requests_shut_out_total", "HTTP requests refused at the door, by reason: host, origin, token_in_url, body.", "reason", "host", "origin", "token_in_url", "body"),
 		limits: vec("limits_total", "Times that a limit was hit, by limit.", "limit", limitConnections, limitAddress, limitUser, limitSubscriptions, limitRequests,
-			limitRefusals, limitPings, limitReplays, limitReplayRate, limitMessage, limitFrames, limitRenewals, limitLogs, limitStrikes),
+			limitRefusals, limitPings, limitReplays, limitReplayRate, limitMessage, limitFrames, limitRenewals, limitLogs, limitStrikes, limitStrangers, limitUserRequests),
 		refused: vec("requests_refused_total", "Requests answered with an error, by code.", "code", wire.CodeBadRequest, wire.CodeUnknownOp, wire.CodeBadTopic, wire.CodeBadCursor,
 			wire.CodeAlreadySubscribed, wire.CodeNotSubscribed, wire.CodeTooMany, wire.CodeForbidden, wire.CodeUnavailable),
 		delay: prometheus.NewHistogram(prometheus.HistogramOpts{Name: "commitcast_broadcaster_delay_seconds",
@@ -101,6 +101,7 @@ func stateDesc(name, help string) *prometheus.Desc {
 var (
 	descBehind   = stateDesc("topics_behind", "Topics with subscribers whose log is behind what is known to exist.")
 	descUsers    = stateDesc("users", "Subjects of tokens that are connected now.")
+	descUnknown  = stateDesc("unauthenticated", "WebSockets whose clients have yet to say who they are, those that wait for a place included.")
 	descPolling  = stateDesc("polling", "1 while events come by polling the journal instead of by push.")
 	descDrained  = stateDesc("drained", "1 while an operator has drained this node.")
 	descDatabase = stateDesc("database_up", "1 if the last look at the heads succeeded.")
@@ -108,7 +109,7 @@ var (
 
 // Describe implements prometheus.Collector.
 func (s *stateMetrics) Describe(to chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{descBehind, descUsers, descPolling, descDrained, descDatabase} {
+	for _, d := range []*prometheus.Desc{descBehind, descUsers, descUnknown, descPolling, descDrained, descDatabase} {
 		to <- d
 	}
 }
@@ -120,6 +121,10 @@ func (s *stateMetrics) Collect(to chan<- prometheus.Metric) {
 	one := map[bool]float64{true: 1}
 	gauge(descBehind, float64(state.Behind))
 	gauge(descUsers, float64(state.Users))
+	s.b.mu.RLock()
+	unknown := len(s.b.strangers) + len(s.b.atDoor)
+	s.b.mu.RUnlock()
+	gauge(descUnknown, float64(unknown))
 	gauge(descPolling, one[state.Polling])
 	gauge(descDrained, one[state.Drained])
 	gauge(descDatabase, one[s.b.databaseUp.Load()])

@@ -60,11 +60,13 @@ type session struct {
 
 	unwelcome atomic.Bool // has earned a strike by what it did
 	excused   bool        // that it has not said who it is, is not its fault; of the reader
+	checking  atomic.Bool // the token that it has brought is being checked
 
 	who       *auth.Identity // nil before the client has said who it is, and while authentication is off
 	from      netip.Prefix   // the client's address; not valid: not counted
 	user      string         // whose connection this counts as, if counted; guarded by b.mu
 	counted   bool
+	account   *user           // the same, once counted; of the reader
 	renewed   *rate.Limiter   // of newer tokens; nil: none has come. Of the reader
 	reviewing bool            // subscriptions are being held to a newer token
 	rests     *time.Timer     // after which the review goes on, if it rests
@@ -89,6 +91,16 @@ func (s *session) hello() {
 	})
 }
 
+// greet sends the first frame. What comes after it is read when the client's user, if it has one, has paid for the connection: with so
+// many places of a user, it bounds how many it opens. The error is an ended: ctx has ended. Called by the reader.
+func (s *session) greet(ctx context.Context) error {
+	s.hello()
+	if s.account != nil && s.account.pace.wait(ctx, connectionCost) != nil {
+		return ended{wire.CloseShutdown}
+	}
+	return nil
+}
+
 // serve reads the requests of a WebSocket client until the connection ends. who is nil if the client has yet to say who it
 // is: then nothing is said to it before.
 func (s *session) serve(ctx context.Context, sock *socket, who *auth.Identity) {
@@ -99,7 +111,9 @@ func (s *session) serve(ctx context.Context, sock *socket, who *auth.Identity) {
 			s.finish(err)
 			return
 		}
-		s.hello()
+		if s.greet(ctx) != nil {
+			return
+		}
 	case s.b.cfg.Verifier == nil:
 		s.hello()
 	}
@@ -127,15 +141,15 @@ func (s *session) serve(ctx context.Context, sock *socket, who *auth.Identity) {
 		for line := range wire.Lines(message) {
 			lines++
 			req, err := wire.ParseRequest(line)
-			if (err != nil || !s.free(req)) && pace.wait(ctx) != nil {
+			if s.wait(ctx, pace, req, err) != nil {
 				return
 			}
 			before := s.errors
-			if !s.handle(ctx, req, err) || s.errors > before && pace.mistake(ctx) != nil {
+			if !s.handle(ctx, req, err) || s.errors > before && s.mistook(ctx, pace) != nil {
 				return
 			}
 		}
-		if lines == 0 && pace.wait(ctx) != nil { // a message without a request costs one, too
+		if lines == 0 && pace.wait(ctx, 1) != nil { // a message without a request costs one, too
 			return
 		}
 	}

@@ -31,26 +31,10 @@ func TestStalledSubscriberLosesNothing(t *testing.T) {
 		r.publish("big")
 		quick.ExpectEvents("big", int64(i*perBatch+1), int64((i+1)*perBatch))
 	}
-	counted := func() float64 { return gauge(t, registry, "commitcast_broadcaster_clients_slow") }
+	counted := func() float64 { return gauge(t, registry, "clients_slow") }
 	testkit.Eventually(t, 20*time.Second, func() bool { return counted() == 1 }, "one client counts as slow")
 	slow.ExpectEvents("big", 1, batches*perBatch)
 	testkit.Eventually(t, 20*time.Second, func() bool { return counted() == 0 }, "no client counts as slow")
-}
-
-// gauge is the value of a metric without labels.
-func gauge(t *testing.T, registry *prometheus.Registry, name string) float64 {
-	t.Helper()
-	families, err := registry.Gather()
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, f := range families {
-		if f.GetName() == name {
-			return f.GetMetric()[0].GetGauge().GetValue()
-		}
-	}
-	t.Fatalf("there is no %s", name)
-	return 0
 }
 
 // A client that takes nothing for a whole write timeout is closed; one that takes a little is not.

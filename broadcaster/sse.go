@@ -113,7 +113,9 @@ func (b *Broadcaster) serveEvents(w http.ResponseWriter, r *http.Request) {
 		b.log.Debug("events cannot be sent", "error", err)
 		return
 	}
-	s.hello()
+	if s.greet(r.Context()) != nil {
+		return
+	}
 	s.answer(r.Context(), req, nil)
 	select {
 	case <-e.done:

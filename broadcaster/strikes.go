@@ -101,15 +101,15 @@ func (b *Broadcaster) sweepAddresses(now time.Time) {
 	}
 }
 
-// holdUp refuses a request after a while, or at once where it cannot wait.
-func (b *Broadcaster) holdUp(w http.ResponseWriter) {
+// holdUp refuses a request for a limit, after a while, or at once where it cannot wait.
+func (b *Broadcaster) holdUp(w http.ResponseWriter, limit string) {
 	b.mu.RLock()
 	full := b.draining || len(b.heldUp) >= maxHeld
 	b.mu.RUnlock()
 	if !full {
 		if conn, _, err := http.NewResponseController(w).Hijack(); err == nil { // not in HTTP/2
 			b.metrics.turnedAway.Inc()
-			b.hit(limitStrikes)
+			b.hit(limit)
 			b.mu.Lock()
 			wait := strikeHold + jitter(strikeHold)
 			if b.draining { // nobody would let it go
@@ -120,7 +120,7 @@ func (b *Broadcaster) holdUp(w http.ResponseWriter) {
 			return
 		}
 	}
-	b.turnAway(w, limitStrikes, "too many connections from this address have come to nothing")
+	b.turnAway(w, limit, "too many connections come to nothing")
 }
 
 // letGo refuses a request that was held up.

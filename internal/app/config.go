@@ -82,6 +82,7 @@ type clientFlags struct {
 	MaxConnections int           `env:"COMMITCAST_MAX_CONNECTIONS" default:"50000" help:"Clients at once; further ones get 503 (${default})."`
 	MaxPerAddress  int           `name:"max-connections-per-address" env:"COMMITCAST_MAX_CONNECTIONS_PER_ADDRESS" placeholder:"N" help:"Clients at once from one address, of IPv6 a /64; this machine is not counted (no limit of its own)."`
 	MaxPerUser     int           `name:"max-connections-per-user" env:"COMMITCAST_MAX_CONNECTIONS_PER_USER" default:"200" placeholder:"N" help:"Clients at once with one subject in their token (${default})."`
+	MaxStrangers   int           `name:"max-unauthenticated" env:"COMMITCAST_MAX_UNAUTHENTICATED" default:"256" placeholder:"N" help:"WebSockets at once whose clients have yet to say who they are; further ones wait (${default})."`
 	MaxSubs        int           `name:"max-subscriptions" env:"COMMITCAST_MAX_SUBSCRIPTIONS" default:"1000" placeholder:"N" help:"Topics that one connection may follow (${default})."`
 	MaxRequests    int           `env:"COMMITCAST_MAX_REQUESTS" default:"20" placeholder:"N" help:"Requests a second of one connection, beyond ten times as many at once; what comes faster waits. Unsubscribing is free, and so is following more topics than ever before (${default})."`
 	MaxReplays     int           `env:"COMMITCAST_MAX_REPLAYS" default:"4" placeholder:"N" help:"Subscriptions of one connection that are caught up at once (${default})."`
@@ -105,7 +106,7 @@ func (f *clientFlags) check() error {
 	if f.Heartbeat < time.Second {
 		return usageError{fmt.Errorf("--heartbeat=%v: must be at least 1s", f.Heartbeat)}
 	}
-	for name, n := range map[string]int{"max-connections": f.MaxConnections, "max-connections-per-user": f.MaxPerUser,
+	for name, n := range map[string]int{"max-connections": f.MaxConnections, "max-connections-per-user": f.MaxPerUser, "max-unauthenticated": f.MaxStrangers,
 		"max-subscriptions": f.MaxSubs, "max-requests": f.MaxRequests, "max-replays": f.MaxReplays, "max-replay-rate": f.MaxReplayRate, "log-memory": f.LogMemory} {
 		if n < 1 {
 			return usageError{fmt.Errorf("--%s=%d: must be at least 1", name, n)}
@@ -133,7 +134,7 @@ func (f *clientFlags) check() error {
 func (f *clientFlags) config(log *slog.Logger, metrics prometheus.Registerer) (broadcaster.Config, error) {
 	c := broadcaster.Config{Node: f.Node, Heartbeat: f.Heartbeat, MaxConnections: f.MaxConnections,
 		Drain: max(f.Drain, time.Millisecond), Origins: f.Origins, Hosts: f.Hosts, RequireOrigin: f.RequireOrigin, TrustedHops: f.TrustedHops,
-		MaxPerAddress: f.MaxPerAddress, MaxPerUser: f.MaxPerUser, MaxSubscriptions: f.MaxSubs, MaxRequests: f.MaxRequests,
+		MaxPerAddress: f.MaxPerAddress, MaxPerUser: f.MaxPerUser, MaxStrangers: f.MaxStrangers, MaxSubscriptions: f.MaxSubs, MaxRequests: f.MaxRequests,
 		MaxReplays: f.MaxReplays, MaxReplayRate: f.MaxReplayRate, LogMemory: f.LogMemory, WriteTimeout: f.WriteTimeout, AuthGrace: max(f.AuthGrace, time.Nanosecond), Logger: log, Registerer: metrics}
 	return c, f.configure(&c, log)
 }

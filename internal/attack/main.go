@@ -49,6 +49,8 @@ const (
 	topics, rate = 10, 50
 	// accounts are how many users the attackers have tokens of.
 	accounts = 8
+	// cpuSeconds is the metric of what a process has used of cores.
+	cpuSeconds = "process_cpu_seconds_total"
 	// pastTopics hold pastEvents each, for those who want to read the past.
 	pastTopics, pastEvents = 50, 1000
 )
@@ -175,6 +177,7 @@ func run(ctx context.Context, length time.Duration, honest int, scale float64) e
 	go func() { writing <- w.run(over) }() // ends with over
 	measure := func(name string, length time.Duration) (p phase, err error) {
 		p.name = name
+		began := time.Now()
 		before, err := scrape(b.ops)
 		if err != nil {
 			return p, err
@@ -202,6 +205,7 @@ func run(ctx context.Context, length time.Duration, honest int, scale float64) e
 			return p, err
 		}
 		p.metrics = difference(before, after)
+		p.cpu = p.metrics[cpuSeconds] / time.Since(began).Seconds()
 		p.connections = after["commitcast_broadcaster_connections"]
 		select {
 		case err := <-writing:
@@ -309,6 +313,7 @@ type phase struct {
 	events      int64
 	latencies   []int64 // commit to honest socket, ns
 	rss         int64   // the most of the broadcaster, in bytes
+	cpu         float64 // of the broadcaster, in cores
 	connections float64 // at its end
 	metrics     map[string]float64
 	attackers   []attackReport
@@ -316,12 +321,12 @@ type phase struct {
 
 func report(phases []phase, recovered time.Duration, honest int) {
 	fmt.Printf("\nFrom the acknowledged commit to %d honest sockets\n", honest)
-	fmt.Printf("  %-23s %8s %10s %9s %9s %9s %10s %12s\n", "", "events", "received", "p50 ms", "p99 ms", "max ms", "RSS MiB", "connections")
+	fmt.Printf("  %-23s %8s %10s %9s %9s %9s %10s %6s %12s\n", "", "events", "received", "p50 ms", "p99 ms", "max ms", "RSS MiB", "cores", "connections")
 	p99 := map[string]float64{}
 	for _, p := range phases {
 		p99[p.name] = percentile(p.latencies, 0.99)
-		fmt.Printf("  %-23s %8d %10d %9.2f %9.2f %9.2f %10.1f %12.0f\n", p.name, p.events, len(p.latencies),
-			percentile(p.latencies, 0.5), p99[p.name], percentile(p.latencies, 1), float64(p.rss)/(1<<20), p.connections)
+		fmt.Printf("  %-23s %8d %10d %9.2f %9.2f %9.2f %10.1f %6.2f %12.0f\n", p.name, p.events, len(p.latencies),
+			percentile(p.latencies, 0.5), p99[p.name], percentile(p.latencies, 1), float64(p.rss)/(1<<20), p.cpu, p.connections)
 	}
 	fmt.Printf("  p99 during, to before %+.0f %%, to the control %+.0f %%\n", 100*(p99["during"]/p99["before"]-1), 100*(p99["during"]/p99["control"]-1))
 	fmt.Printf("  %v after the last attacker, the honest are alone again\n", recovered.Round(100*time.Millisecond))
@@ -536,7 +541,7 @@ func scrape(ops string) (map[string]float64, error) {
 	all := make(map[string]float64)
 	for lines := bufio.NewScanner(io.LimitReader(resp.Body, 4<<20)); lines.Scan(); {
 		name, value, ok := strings.Cut(lines.Text(), " ")
-		if v, err := strconv.ParseFloat(value, 64); ok && err == nil && strings.HasPrefix(name, "commitcast_") {
+		if v, err := strconv.ParseFloat(value, 64); ok && err == nil && (strings.HasPrefix(name, "commitcast_") || name == cpuSeconds) {
 			all[name] = v
 		}
 	}
