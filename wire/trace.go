@@ -83,7 +83,7 @@ func EventSpan(frame []byte) (s Span, ok bool) {
 		return s, false // headers come last, and are an object
 	}
 	tail := frame[max(0, end-maxTraceLook):]
-	if !bytes.Contains(tail, traceMark) {
+	if !bytes.Contains(tail, headersMark[len(`,"`):]) || !bytes.Contains(tail, traceMark) { // a search for "h" is a fast one
 		return s, false
 	}
 	if s.Trace, ok = headerTrace(tail); !ok || !s.Trace.Sampled {
