@@ -23,7 +23,7 @@ import (
 func TestOTLPEndpoint(t *testing.T) {
 	for _, bad := range []string{"secret:4318", "grpc://secret:4317", "http://", "http://secret:x", "/secret", "http://secret\x7f"} {
 		var stderr strings.Builder
-		code := Run(context.Background(), []string{"all", "--database-url=postgres://127.0.0.1:1/x", "--otlp-endpoint=" + bad}, io.Discard, &stderr)
+		code := Run(context.Background(), []string{"all", "--database-url=postgres://127.0.0.1:1/x", "--auth=off", "--listen=127.0.0.1:0", "--ops-listen=", "--otlp-endpoint=" + bad}, io.Discard, &stderr)
 		if code != exitUsage || !strings.Contains(stderr.String(), "--otlp-endpoint") || strings.Contains(stderr.String(), "secret") {
 			t.Errorf("%q: code %d, %s", bad, code, stderr.String())
 		}
