@@ -26,6 +26,7 @@ const (
 	websocket  = "github.com/coder/websocket"
 	prometheus = "github.com/prometheus/client_golang"
 	kong       = "github.com/alecthomas/kong"
+	otelTrace  = "go.opentelemetry.io/otel/trace"
 	goleak     = "go.uber.org/goleak"
 	sync       = "golang.org/x/sync"
 	xrate      = "golang.org/x/time"
@@ -47,7 +48,8 @@ type rule struct {
 var rules = map[string]rule{
 	"wire":   {},
 	"stream": {ours: []string{"wire"}, theirs: []string{goRedis, prometheus}, never: []string{pgx, river}},
-	"outbox": {theirs: []string{pgx}, never: []string{river, goRedis}},
+	// The API only, which says what span a context has: whoever records spans brings the rest.
+	"outbox": {theirs: []string{pgx, otelTrace}, never: []string{river, goRedis}},
 	// migrations, since it owns the name of the schema that River's tables are in.
 	"worker": {
 		ours:   []string{"outbox", "stream", "wire", "migrations", "internal/journal", "internal/pool"},

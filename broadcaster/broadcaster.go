@@ -21,6 +21,7 @@ import (
 
 	"github.com/commitcast/commitcast/auth"
 	"github.com/commitcast/commitcast/stream"
+	"github.com/commitcast/commitcast/wire"
 )
 
 // Config of a Broadcaster. The zero Config works.
@@ -93,6 +94,9 @@ type Config struct {
 	RequireOrigin bool
 	// Logger receives a line for each change of state. Default slog.Default().
 	Logger *slog.Logger
+	// Trace receives the spans of sampled events, as they are delivered to this node's subscribers; it must not wait. Default: none
+	// are made.
+	Trace func(wire.Span)
 	// Registerer receives the metrics. Default: none.
 	Registerer prometheus.Registerer
 }

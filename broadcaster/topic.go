@@ -151,8 +151,10 @@ func (b hears) Deliver(r stream.Run) {
 		return
 	}
 	b.metrics.runs.Inc()
-	b.metrics.heard(r.Frames, time.Now())
+	start := time.Now()
+	b.metrics.heard(r.Frames, start)
 	t.mu.Lock()
+	after, subscribers := t.has(r.Epoch), len(t.subs)
 	if r.Epoch == t.channel.Epoch {
 		t.fenceLocked(r) // before anybody can read what comes after
 	}
@@ -161,6 +163,9 @@ func (b hears) Deliver(r stream.Run) {
 		t.wakeLocked()
 	}
 	t.mu.Unlock()
+	if grew {
+		b.traced(r, after, start, subscribers)
+	}
 	if gap {
 		b.metrics.gaps.Inc()
 		b.heal(t)
@@ -253,15 +258,20 @@ func (t *topic) nextHole() (h hole, ok bool) {
 
 // healed takes what was read for a hole. It reports whether to go on at once.
 func (b *Broadcaster) healed(t *topic, h hole, run stream.Run, err error) bool {
+	start := time.Now()
 	t.mu.Lock()
-	defer t.mu.Unlock()
 	if err == nil && h.history == t.history {
 		t.fenceLocked(run)
 	}
+	after, subscribers := t.has(run.Epoch), len(t.subs)
 	moved, again := t.feed.heal(h, run, err)
 	if moved {
 		b.metrics.healed.Add(float64(len(run.Frames)))
 		t.wakeLocked()
+	}
+	t.mu.Unlock()
+	if moved {
+		b.traced(run, after, start, subscribers)
 	}
 	return again
 }

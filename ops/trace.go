@@ -3,6 +3,8 @@ package ops
 import (
 	"context"
 	_ "embed"
+	"encoding/hex"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"time"
@@ -30,6 +32,9 @@ type Trace struct {
 	Type        string      `json:"type"`
 	Key         string      `json:"key,omitempty"`
 	Bytes       int         `json:"bytes"`
+	TraceID     string      `json:"trace_id,omitempty"`     // of the writer's distributed trace
+	SpanID      string      `json:"span_id,omitempty"`      // the writer's span
+	Sampled     bool        `json:"sampled,omitempty"`      // its spans are recorded, by processes that are told where to
 	AppendedAt  time.Time   `json:"appended_at"`            // in the writer's transaction, before its commit
 	SequencedAt *time.Time  `json:"sequenced_at,omitempty"` // has an offset; durable
 	Published   bool        `json:"published"`              // Redis has confirmed it, in this epoch or one before, or its topic was set aside when its turn came
@@ -62,17 +67,19 @@ func (c *Console) Trace(ctx context.Context, topic string, offset, id int64) (*T
 	}
 	t := &Trace{Topic: topic, Partition: int16(wire.Partition(topic)), Nodes: []TraceNode{}, Unknown: []string{}}
 	var at *int64
+	var headers string
 	if offset > 0 {
 		at = &offset
 	}
 	err := c.pool.QueryRow(ctx, traceSQL, topic, at, id, traceLook).Scan(&t.Offset, &t.Epoch, &t.Partition, &t.Seq, &t.ID, &t.Type, &t.Key, &t.Bytes,
-		&t.AppendedAt, &t.SequencedAt, &t.Published, &t.DeadAt, &t.RedrivenAt)
+		&t.AppendedAt, &t.SequencedAt, &t.Published, &t.DeadAt, &t.RedrivenAt, &headers)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return c.traceWaiting(ctx, t, offset, id)
 	}
 	if err != nil {
 		return nil, wrap("looking for the event", err)
 	}
+	t.join(headers)
 	var dead, redriven *time.Time
 	err = c.pool.QueryRow(ctx, `SELECT (SELECT parked_from FROM commitcast.parked WHERE topic = $1),
 		(SELECT died_at FROM commitcast.dead_letter WHERE topic = $1 AND "offset" = $2), (SELECT redriven_at FROM commitcast.dead_letter WHERE topic = $1 AND "offset" = $2)`,
@@ -121,12 +128,26 @@ func (c *Console) Trace(ctx context.Context, topic string, offset, id int64) (*T
 	return t, nil
 }
 
+// join says what distributed trace an event's headers name.
+func (t *Trace) join(headers string) {
+	var h map[string]json.RawMessage
+	var value string
+	if json.Unmarshal([]byte(headers), &h) != nil || json.Unmarshal(h[wire.TraceHeader], &value) != nil {
+		return
+	}
+	if tr, ok := wire.ParseTrace([]byte(value)); ok {
+		t.TraceID, t.SpanID, t.Sampled = tr.String(), hex.EncodeToString(tr.Parent[:]), tr.Sampled
+	}
+}
+
 // traceWaiting looks for an event that has no offset yet, and says why there is none.
 func (c *Console) traceWaiting(ctx context.Context, t *Trace, offset, id int64) (*Trace, error) {
 	if id > 0 {
-		err := c.pool.QueryRow(ctx, `SELECT id, type, coalesce(key, ''), octet_length(data::text), created_at FROM commitcast.outbox
-			WHERE partition = $1 AND id = $2 AND topic = $3`, t.Partition, id, t.Topic).Scan(&t.ID, &t.Type, &t.Key, &t.Bytes, &t.AppendedAt)
+		var headers string
+		err := c.pool.QueryRow(ctx, `SELECT id, type, coalesce(key, ''), octet_length(data::text), created_at, coalesce(headers::text, '') FROM commitcast.outbox
+			WHERE partition = $1 AND id = $2 AND topic = $3`, t.Partition, id, t.Topic).Scan(&t.ID, &t.Type, &t.Key, &t.Bytes, &t.AppendedAt, &headers)
 		if err == nil {
+			t.join(headers)
 			t.Unknown = append(t.Unknown, "its offset: it is committed and not sequenced yet; see: commitcast ops stuck")
 			return t, nil
 		}

@@ -23,7 +23,7 @@ var (
 // Errors: [ErrInvalidEvent], before anything was sent; or what Postgres answered, and then the transaction can only be
 // rolled back.
 func Append(ctx context.Context, tx pgx.Tx, events ...Event) ([]int64, error) {
-	var b buffer
+	b := buffer{trace: traceparent(ctx)}
 	for _, e := range events {
 		if _, err := b.add(e); err != nil {
 			return nil, err
@@ -50,7 +50,8 @@ func (b *buffer) append(ctx context.Context, tx pgx.Tx) ([]int64, error) {
 type buffer struct {
 	rows   []row
 	bytes  int
-	fences int // of the rows
+	fences int    // of the rows
+	trace  string // the writer's traceparent; "": none
 }
 
 // add checks an event and returns its place in the buffer.
@@ -96,7 +97,7 @@ func (b *buffer) insert() (sql string, args []any) {
 		return appendFencesSQL, b.columns()
 	case len(b.rows) == 1:
 		r := &b.rows[0]
-		return appendOneSQL, []any{r.topic, r.typ, r.key, r.data, r.headers}
+		return appendOneSQL, []any{r.topic, r.typ, r.key, r.data, r.headersIn(b.trace)}
 	}
 	return appendSQL, b.columns()
 }
@@ -107,7 +108,7 @@ func (b *buffer) columns() []any {
 	all := make([]string, 5*n)
 	topics, types, keys, data, headers := all[:n:n], all[n:2*n:2*n], all[2*n:3*n:3*n], all[3*n:4*n:4*n], all[4*n:]
 	for i, r := range b.rows {
-		topics[i], types[i], keys[i], data[i], headers[i] = r.topic, r.typ, r.key, r.data, r.headers
+		topics[i], types[i], keys[i], data[i], headers[i] = r.topic, r.typ, r.key, r.data, r.headersIn(b.trace)
 	}
 	return []any{topics, types, keys, data, headers}
 }

@@ -1,6 +1,6 @@
 // Package outbox is the writer's side of Commitcast: it puts events into the transaction that makes them true, and
-// hands readers a snapshot together with the exact position from which to follow it. It imports pgx and nothing else
-// of Commitcast's.
+// hands readers a snapshot together with the exact position from which to follow it. It imports pgx, the API of
+// OpenTelemetry's traces, and nothing else of Commitcast's.
 //
 // Writers call [Tx], and inside it [Transaction.Publish]:
 //

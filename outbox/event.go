@@ -23,7 +23,11 @@ type Event struct {
 	// encoding/json (so a []byte becomes base64). At most MaxData bytes of JSON text. nil is refused, since it is a
 	// forgotten field more often than a wish: use json.RawMessage("null") for an event without data.
 	Data any
-	// Headers are for metadata such as trace ids. At most MaxHeaders bytes as a JSON object; empty means none.
+	// Headers are for metadata. At most MaxHeaders bytes as a JSON object; empty means none.
+	//
+	// One of them, "traceparent" of W3C Trace Context, makes the event part of a distributed trace. It is set by itself, in what
+	// is stored and not in this map, from the OpenTelemetry span of the context that Tx, Once, Append or an Action's request has,
+	// if there is one. A traceparent in the map is kept instead, and refused if it is malformed.
 	Headers map[string]string
 }
 
@@ -31,6 +35,7 @@ type Event struct {
 type row struct {
 	topic, typ, key string
 	data, headers   string // JSON; headers may be ""
+	traced          bool   // the headers have a traceparent
 }
 
 func (r *row) size() int { return len(r.data) + len(r.headers) }
@@ -65,6 +70,10 @@ func encode(e Event) (row, error) {
 		return r, tooLong(len(r.data))
 	}
 	if len(e.Headers) > 0 {
+		var own string
+		if own, r.traced = e.Headers[traceHeader]; r.traced && !validTraceparent(own) {
+			return r, invalidf(`header %s "%s" is not one of W3C Trace Context`, traceHeader, clip(own, 2*traceparentLen))
+		}
 		if r.headers, err = marshal(e.Headers); err != nil {
 			return r, invalidf("headers cannot be encoded: %v", err)
 		}

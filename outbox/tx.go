@@ -85,7 +85,7 @@ func Tx(ctx context.Context, db *pgxpool.Pool, fn func(tx *Transaction) error) e
 	if err != nil {
 		return fmt.Errorf("outbox: beginning the transaction: %w", err)
 	}
-	t := &Transaction{Tx: inner}
+	t := &Transaction{Tx: inner, buffer: buffer{trace: traceparent(ctx)}}
 	done := false
 	defer func() {
 		t.Tx = closedTx{} // the connection is about to be someone else's

@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"github.com/commitcast/commitcast/internal/journal"
+	"github.com/commitcast/commitcast/wire"
 )
 
 // collector turns the rows of one read into runs of frames. Frames are encoded once, here. Not safe for concurrent use.
@@ -14,6 +15,7 @@ type collector struct {
 	frames  []frameAt
 	runs    []runAt
 	byTopic map[string]int // → index of the topic's newest run
+	sampled []sampledAt
 	row     journal.Row
 
 	lastSeq int64
@@ -25,6 +27,12 @@ type collector struct {
 
 type frameAt struct{ run, start, end int }
 
+// sampledAt is a sampled event, as the span of its being sequenced.
+type sampledAt struct {
+	run  int
+	span wire.Span
+}
+
 type runAt struct {
 	topic       string
 	first, seq  int64
@@ -34,6 +42,8 @@ type runAt struct {
 
 func (c *collector) reset() {
 	c.scratch, c.frames, c.runs = c.scratch[:0], c.frames[:0], c.runs[:0]
+	clear(c.sampled)
+	c.sampled = c.sampled[:0]
 	if c.byTopic == nil {
 		c.byTopic = make(map[string]int)
 	}
@@ -63,6 +73,12 @@ func (c *collector) add(values [][]byte) error {
 		c.skipped++
 	}
 	c.frames = append(c.frames, frameAt{i, start, len(c.scratch)})
+	if len(row.Headers) > 0 && !skipped {
+		if s, ok := wire.EventSpan(c.scratch[start:]); ok {
+			s.Hop, s.Start, s.End = wire.HopSequence, row.At, row.SequencedAt.Time()
+			c.sampled = append(c.sampled, sampledAt{i, s})
+		}
+	}
 	r := &c.runs[i]
 	r.next++
 	r.count++
@@ -90,6 +106,9 @@ func (c *collector) finish() []run {
 		buf = append(buf, c.scratch[f.start:f.end]...)
 		bufs[f.run] = buf
 		runs[f.run].frames = append(runs[f.run].frames, buf[start:len(buf):len(buf)])
+	}
+	for _, s := range c.sampled {
+		runs[s.run].sampled = append(runs[s.run].sampled, s.span)
 	}
 	if cap(c.scratch) > maxScratch {
 		c.scratch = nil

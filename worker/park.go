@@ -6,11 +6,13 @@ import (
 	_ "embed"
 	"fmt"
 	"slices"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/riverqueue/river"
 
 	"github.com/commitcast/commitcast/stream"
+	"github.com/commitcast/commitcast/wire"
 )
 
 //go:embed park.sql
@@ -25,6 +27,8 @@ type refusal struct {
 	topic string
 	first int64
 	err   error
+
+	sampled []wire.Span // of the events that were refused
 }
 
 // canary is what is offered to a stream that has refused a topic and has shown no other to tell the two apart: its
@@ -74,10 +78,12 @@ func (p *publisher) park(ctx context.Context, refusals []refusal, others bool) b
 		p.giveUp(ctx, err)
 		return false
 	}
+	now := time.Now()
 	for _, r := range refusals {
 		p.w.metrics.parked.Inc()
-		p.log.WarnContext(ctx, "the stream refuses a topic; it is set aside and tried again by a job of its own", "topic", r.topic,
-			"from", r.first, "error", r.err)
+		p.log.WarnContext(ctx, "the stream refuses a topic; it is set aside and tried again by a job of its own",
+			append([]any{"topic", r.topic, "from", r.first, "error", r.err}, joins(r.sampled)...)...)
+		p.traced(ctx, r.sampled, now, r.err)
 		p.parked[r.topic] = struct{}{}
 		delete(p.laggards, r.topic)
 		p.mark.settle(r.topic)

@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"github.com/commitcast/commitcast/stream"
+	"github.com/commitcast/commitcast/wire"
 )
 
 // batch is what a drain hands to its publisher: events of consecutive seqs, grouped into runs.
@@ -20,10 +21,11 @@ type batch struct {
 
 // run is a contiguous run of one topic's events.
 type run struct {
-	topic  string
-	first  int64 // offset
-	seq    int64 // of the first event
-	frames [][]byte
+	topic   string
+	first   int64 // offset
+	seq     int64 // of the first event
+	frames  [][]byte
+	sampled []wire.Span // of its sampled events, that of their being sequenced
 }
 
 func (r run) last() int64 { return r.first + int64(len(r.frames)) - 1 }
@@ -70,11 +72,12 @@ func reason(a stream.Answer) error {
 // laggard is a topic with a hole in the stream. What is missing is not kept but read from the journal again, so a
 // laggard costs the same however wide the hole is.
 type laggard struct {
-	next     int64     // offset to offer next
-	last     int64     // newest offset known
-	restart  bool      // the next offer restarts the stream
-	attempts int       // in a row without progress
-	due      time.Time // of the next attempt
+	next     int64       // offset to offer next
+	last     int64       // newest offset known
+	restart  bool        // the next offer restarts the stream
+	attempts int         // in a row without progress
+	due      time.Time   // of the next attempt
+	sampled  []wire.Span // of events that were never confirmed
 }
 
 const (

@@ -175,6 +175,7 @@ func (p *publisher) take(ctx context.Context, b batch) {
 		p.mark.offer(r.topic, r.seq)
 		if l := p.laggards[r.topic]; l != nil {
 			l.last = max(l.last, r.last())
+			l.wait(r.sampled)
 			continue
 		}
 		offers = append(offers, stream.Offer{Run: p.streamRun(r), Announce: b.announce})
@@ -193,7 +194,7 @@ func (p *publisher) take(ctx context.Context, b batch) {
 	var refusals []refusal
 	for i, r := range runs {
 		if !p.answered(ctx, r, offers[i], answers[i], now) {
-			refusals = append(refusals, refusal{r.topic, r.first, reason(answers[i])})
+			refusals = append(refusals, refusal{r.topic, r.first, reason(answers[i]), r.sampled})
 		}
 	}
 	if len(refusals) > 0 && !p.park(ctx, refusals, len(refusals) < len(runs)) {
@@ -224,16 +225,20 @@ func (p *publisher) answered(ctx context.Context, r run, o stream.Offer, a strea
 		return false
 	case v == confirmed:
 		p.count(o, a)
+		p.traced(ctx, r.sampled, now, nil)
 	case p.laggards[r.topic] != nil: // an earlier run of this batch did not fit already
 		p.laggards[r.topic].last = r.last()
+		p.laggards[r.topic].wait(r.sampled)
 	default:
 		l := &laggard{next: r.first, last: r.last(), restart: v == restart}
 		if v == refill {
 			l.next = from
 		}
 		l.failed(now)
+		l.wait(r.sampled)
 		p.laggards[r.topic] = l
-		p.log.InfoContext(ctx, "the stream has lost events of a topic; it is refilled from the journal", "topic", r.topic, "from", a.Next)
+		p.log.InfoContext(ctx, "the stream has lost events of a topic; it is refilled from the journal",
+			append([]any{"topic", r.topic, "from", a.Next}, joins(r.sampled)...)...)
 	}
 	return true
 }
@@ -343,11 +348,12 @@ func (p *publisher) refill(ctx context.Context, topic string, l *laggard) error 
 		p.count(o, answers[0])
 		l.next, l.restart, l.attempts, l.due = o.Last()+1, false, 0, now.Add(-time.Hour)
 		p.mark.confirm(topic, lastSeq+1)
+		p.traced(ctx, l.upTo(o.Last()), now, nil)
 		if l.next > l.last {
 			p.settle(ctx, topic, l)
 		}
 	case refused:
-		p.park(ctx, []refusal{{topic, first, reason(answers[0])}}, false)
+		p.park(ctx, []refusal{{topic, first, reason(answers[0]), l.sampled}}, false)
 	default:
 		if l.restart = v == restart; v == refill {
 			l.next = from

@@ -103,7 +103,7 @@ func (rw *republishWorker) Work(ctx context.Context, job *river.Job[RepublishArg
 			if last {
 				w.metrics.dead.Inc()
 				w.log.ErrorContext(ctx, "a topic is given up: the stream refuses it; redrive it when the cause is gone",
-					"topic", topic, "from", r.next, "attempts", job.Attempt, "error", err)
+					append([]any{"topic", topic, "from", r.next, "attempts", job.Attempt, "error", err}, joins(refused.sampled)...)...)
 			}
 			return err
 		}
@@ -132,8 +132,9 @@ var errGoOn = errors.New("to be continued")
 
 // refusedError is a topic's refusal by a stream that takes others.
 type refusedError struct {
-	offset int64
-	err    error
+	offset  int64
+	err     error
+	sampled []wire.Span // the event, if it is
 }
 
 func (e *refusedError) Error() string { return fmt.Sprintf("offset %d: %v", e.offset, e.err) }
@@ -253,9 +254,13 @@ func (r *republisher) offer(ctx context.Context, until time.Time) error {
 			if err := r.w.refusesAll(ctx, r.partition, reason(answers[0])); err != nil {
 				return err
 			}
-			return &refusedError{first, reason(answers[0])}
+			e := &refusedError{offset: first, err: reason(answers[0])}
+			if s, ok := wire.EventSpan(frames[0]); ok {
+				e.sampled = []wire.Span{s}
+			}
+			return e
 		case refits == maxRefits:
-			return &refusedError{first, errors.New("the stream does not take what it asks for")}
+			return &refusedError{offset: first, err: errors.New("the stream does not take what it asks for")}
 		default:
 			refits++
 			if startAnew = v == restart; v == refill {

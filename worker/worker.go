@@ -27,6 +27,8 @@ type Config struct {
 	Logger *slog.Logger
 	// Registerer takes the worker's metrics; nil registers none.
 	Registerer prometheus.Registerer
+	// Trace receives the spans of sampled events, as they are sequenced and published; it must not wait. Default: none are made.
+	Trace func(wire.Span)
 	// Node names this process in River's tables; at most 60 bytes. Default: host name and process id. River adds
 	// nothing to it, so two processes of one name would be taken for one.
 	Node string

@@ -35,6 +35,7 @@ type processFlags struct {
 	OpsAdvertise string `env:"COMMITCAST_OPS_ADVERTISE" placeholder:"HOST:PORT" help:"Where operators reach --ops-listen, if not there: told to the database with each session, which is how they find this process."`
 	logFlags
 	redisTLSFlags
+	otlpFlags
 }
 
 // logFlags say what is logged.

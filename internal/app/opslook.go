@@ -399,6 +399,12 @@ func (c *opsTrace) Run(ctx context.Context, s *streams) error {
 
 func showTrace(p *page, t *ops.Trace) {
 	p.line("%s  event %d, type %s, %s", p.paint(bold, t.Topic), t.ID, t.Type, ops.Bytes(int64(t.Bytes)))
+	switch {
+	case t.TraceID != "" && t.Sampled:
+		p.line("trace %s, of the writer's span %s", t.TraceID, t.SpanID)
+	case t.TraceID != "":
+		p.line("trace %s, which is not sampled", t.TraceID)
+	}
 	p.line("")
 	const clock = "2006-01-02 15:04:05.000000"
 	l := newTable("HOP", "WHEN", "")

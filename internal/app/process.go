@@ -16,6 +16,7 @@ import (
 	"github.com/commitcast/commitcast/broadcaster"
 	"github.com/commitcast/commitcast/internal/journal"
 	poolmetrics "github.com/commitcast/commitcast/internal/pool"
+	"github.com/commitcast/commitcast/wire"
 	"github.com/commitcast/commitcast/worker"
 )
 
@@ -30,12 +31,13 @@ type process struct {
 	opsDoor              *opsDoor
 	nodeTLS              *tls.Config // how the console speaks to ops listeners
 	nodes                []string    // that it asks besides those that the database knows
+	otlp                 otlpFlags
 	log                  *slog.Logger
 }
 
 // process is what the flags of a long-running command say.
 func (f *processFlags) process(database, redis string, log *slog.Logger) (p *process, err error) {
-	p = &process{database: database, redis: redis, ops: f.OpsListen, advertise: f.OpsAdvertise, log: log}
+	p = &process{database: database, redis: redis, ops: f.OpsListen, advertise: f.OpsAdvertise, otlp: f.otlpFlags, log: log}
 	if p.opsDoor, err = f.opsDoor(log); err == nil {
 		p.redisTLS, err = f.redisTLS(redis, log)
 	}
@@ -49,10 +51,17 @@ func (p *process) run(ctx context.Context, work *worker.Config, clients *clientF
 	metrics := prometheus.NewRegistry()
 	metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), buildInfo())
 
+	spans, err := p.otlp.exporter(p.log, metrics)
+	if err != nil {
+		return err
+	}
+	var trace func(wire.Span)
+	if spans != nil {
+		trace = spans.take
+	}
 	// Listeners first of all: an address in use is an error before anything has begun.
 	var clientListener, opsListener net.Listener
 	var clientTLS *tls.Config
-	var err error
 	if clients != nil {
 		if clientTLS, err = clients.tlsFor(p.log); err != nil {
 			return err
@@ -91,7 +100,7 @@ func (p *process) run(ctx context.Context, work *worker.Config, clients *clientF
 	face := newNodeFace()
 	face.identity.InProcess = p.redis == ""
 	if work != nil {
-		work.Logger, work.Registerer = p.log, metrics
+		work.Logger, work.Registerer, work.Trace = p.log, metrics, trace
 		w, err := worker.New(pool, s, *work)
 		if err != nil {
 			return err
@@ -105,6 +114,7 @@ func (p *process) run(ctx context.Context, work *worker.Config, clients *clientF
 		if err != nil {
 			return err
 		}
+		config.Trace = trace
 		key, err := clients.canaryKey(&config)
 		if err != nil {
 			return err
@@ -153,6 +163,9 @@ func (p *process) run(ctx context.Context, work *worker.Config, clients *clientF
 			scheme = "https://"
 		}
 		p.log.Info("serving operators", "url", scheme+opsListener.Addr().String())
+	}
+	if spans != nil {
+		stages = append(stages, stage{"spans", spans.run}) // the last to end: it takes what the others say until then
 	}
 	return runStages(ctx, p.log, stages)
 }

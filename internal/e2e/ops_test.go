@@ -282,7 +282,7 @@ func TestNodesAndClients(t *testing.T) {
 	}
 	ada.Expect("reconnect")
 	ada.ExpectClose(1012)
-	exec1(t, database, `SELECT commitcast.append('t', 'test', '1')`)
+	exec1(t, database, `SELECT commitcast.append('t', 'test', '1', headers => '{"traceparent": "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"}')`)
 	bob.ExpectEvents("t", 1, 1)
 	topic, _ := look[ops.Topic](t, database, redisURL, "topic", "t", arg)
 	if topic.Subscribers != 1 || topic.Head != 1 {
@@ -290,11 +290,15 @@ func TestNodesAndClients(t *testing.T) {
 	}
 	testkit.Eventually(t, 20*time.Second, func() error { // how far publishing is, is written down a little later
 		trace, code := look[ops.Trace](t, database, redisURL, "trace", "t", "1", arg)
-		if code != 0 || !trace.Published || trace.InRedis == nil || !*trace.InRedis || len(trace.Nodes) != 1 || !trace.Nodes[0].Heard || trace.Nodes[0].Sent != 1 || len(trace.Unknown) == 0 {
+		if code != 0 || !trace.Published || trace.InRedis == nil || !*trace.InRedis || len(trace.Nodes) != 1 || !trace.Nodes[0].Heard || trace.Nodes[0].Sent != 1 || len(trace.Unknown) == 0 ||
+			trace.TraceID != "4bf92f3577b34da6a3ce929d0e0e4736" || trace.SpanID != "00f067aa0ba902b7" || !trace.Sampled {
 			return fmt.Errorf("code %d, %+v", code, trace)
 		}
 		return nil
 	}, "the trace of an event")
+	if out, stderr, code := operate(t, database, redisURL, "trace", "t", "1", arg); code != 0 || !strings.Contains(out, "\ntrace 4bf92f3577b34da6a3ce929d0e0e4736, of the writer's span 00f067aa0ba902b7\n") {
+		t.Errorf("trace: code %d, %s%s", code, out, stderr)
+	}
 	out, stderr, code := operate(t, database, redisURL, "tail", "t", "--no-follow", "--json")
 	if code != 0 || !strings.Contains(out, `"offset":1,`) || strings.Count(out, "\n") != 1 {
 		t.Errorf("tail: code %d, %s%s", code, out, stderr)

@@ -75,7 +75,7 @@ export function topic(el, params) {
       const t = await get('trace', { name, offset: n });
       const yes = (v) => (v === undefined ? level('unknown', 'not known') : v ? level('good', 'yes') : level('warning', 'no'));
       traced.replaceChildren(h('dl', { class: 'facts' },
-        fact('event', `${t.id}, ${t.type}, ${bytes(t.bytes)}`), fact('appended', clock(t.appended_at)), fact('sequenced', t.sequenced_at ? clock(t.sequenced_at) : 'not known'),
+        fact('event', `${t.id}, ${t.type}, ${bytes(t.bytes)}`), t.trace_id && fact('trace', t.sampled ? t.trace_id : `${t.trace_id}, not sampled`), fact('appended', clock(t.appended_at)), fact('sequenced', t.sequenced_at ? clock(t.sequenced_at) : 'not known'),
         fact('published', yes(t.published)), fact('Redis holds it', yes(t.in_redis)),
         t.nodes.map((x) => fact(x.node, x.error || (!x.follows ? 'has no subscriber of it now' : x.heard ? `heard; ${x.sent} of ${x.subscribers} subscribers are at or past it` : 'not heard'))),
         t.unknown.map((u, i) => fact(i ? '' : 'nobody knows', u))));
