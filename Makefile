@@ -64,7 +64,7 @@ chaos: ## Break everything, and look for a lost or wrong event (ARGS="-rounds 50
 	@go run ./internal/chaos $(ARGS)
 
 gameday: ## Break a system in ten ways; see which alert fires, what names the cause, and that the runbook cures it (ARGS="-run /redis")
-	@$(UP) --browser -- go test -count=1 -v -timeout=30m -run '^TestGameday$$' ./internal/gameday -all $(ARGS)
+	@go test -count=1 -v -timeout=30m -run '^TestGameday$$' ./internal/gameday -all $(ARGS)
 
 pictures: ## Take the pictures of README.md again, on an idle machine
 	@$(UP) --browser -- go test -count=1 -run '^TestPictures$$' ./cmd/demo -pictures

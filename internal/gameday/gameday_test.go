@@ -8,6 +8,7 @@ import (
 	"image/png"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -49,7 +50,7 @@ type fault struct {
 	after func(s *system)
 }
 
-// look is a command, as the runbook has it, and parts of its answer.
+// look is a command, as the runbook has it, and what its answer has to match.
 type look struct {
 	command string
 	says    []string
@@ -105,7 +106,7 @@ func play(t *testing.T, f fault) string {
 		testkit.Eventually(t, 10*time.Second, func() error {
 			out := s.operator(l.command)
 			for _, part := range l.says {
-				if !strings.Contains(out, part) {
+				if !regexp.MustCompile(part).MatchString(out) {
 					return fmt.Errorf("it does not say %q:\n%s", part, out)
 				}
 			}

@@ -50,7 +50,7 @@ func startWriter(t *testing.T, database string) *writer {
 				tick.Stop()
 				return
 			case <-tick.C:
-				w.write(ctx)
+				w.write(context.WithoutCancel(ctx)) // so that what became of it is known
 			}
 		}
 	}()
