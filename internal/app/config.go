@@ -78,6 +78,7 @@ type clientFlags struct {
 	TrustedHops    int           `name:"trusted-proxy-hops" env:"COMMITCAST_TRUSTED_PROXY_HOPS" placeholder:"N" help:"Proxies in a row before this server that add to X-Forwarded-For (0: the header is not looked at)."`
 	TLSCert        string        `name:"tls-cert" env:"COMMITCAST_TLS_CERT" placeholder:"FILE" help:"Serve TLS with this certificate chain in PEM. It is read again when it has changed."`
 	TLSKey         string        `name:"tls-key" env:"COMMITCAST_TLS_KEY" placeholder:"FILE" help:"The key of --tls-cert."`
+	ReplicaURL     string        `name:"replica-url" env:"COMMITCAST_REPLICA_URL" placeholder:"URL" help:"A streaming replica of --database-url. Events that clients have missed are read there; what it does not have yet, and everything else, from the primary."`
 	Node           string        `env:"COMMITCAST_NODE" help:"Name of this node, for clients and logs (host name and random digits)."`
 	Heartbeat      time.Duration `env:"COMMITCAST_HEARTBEAT" default:"15s" help:"How often clients hear the heads of their topics (${default})."`
 	MaxConnections int           `env:"COMMITCAST_MAX_CONNECTIONS" default:"50000" help:"Clients at once; further ones get 503 (${default})."`

@@ -11,6 +11,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/commitcast/commitcast/internal/journal"
 	"github.com/commitcast/commitcast/migrations"
 	"github.com/commitcast/commitcast/stream"
 )
@@ -54,6 +55,28 @@ func OpenDatabase(ctx context.Context, url string) (*pgxpool.Pool, error) {
 		return nil, fmt.Errorf("database: %w", err)
 	}
 	return pool, nil
+}
+
+// openReplica makes a pool for a replica. It need not answer now, nor later.
+func openReplica(ctx context.Context, url string) (*pgxpool.Pool, error) {
+	config, err := pgxpool.ParseConfig(url)
+	if err != nil {
+		return nil, usageError{errors.New("--replica-url cannot be read: want postgres://user:password@host:port/database")} // the cause may quote a password
+	}
+	config.ConnConfig.RuntimeParams["application_name"] = "commitcast"
+	config.ConnConfig.RuntimeParams["default_transaction_isolation"] = "read committed"
+	return pgxpool.NewWithConfig(ctx, config)
+}
+
+// replicaReads are the metrics of reads from a replica.
+func replicaReads(r *journal.Reader) []prometheus.Collector {
+	counter := func(name, help string, of func() int64) prometheus.Collector {
+		return prometheus.NewCounterFunc(prometheus.CounterOpts{Name: "commitcast_replica_" + name, Help: help}, func() float64 { return float64(of()) })
+	}
+	return []prometheus.Collector{
+		counter("reads_total", "Reads of events for which the replica was asked.", func() int64 { asked, _ := r.ReplicaReads(); return asked }),
+		counter("reads_answered_total", "Those that it could answer; the others went to the primary.", func() int64 { _, knew := r.ReplicaReads(); return knew }),
+	}
 }
 
 // OpenStream connects to Redis or, without a URL, makes a stream in this process.

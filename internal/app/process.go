@@ -119,7 +119,17 @@ func (p *process) run(ctx context.Context, work *worker.Config, clients *clientF
 		if err != nil {
 			return err
 		}
-		b, err := broadcaster.New(journal.New(pool), s, config)
+		events := journal.New(pool)
+		if clients.ReplicaURL != "" {
+			replica, err := openReplica(ctx, clients.ReplicaURL)
+			if err != nil {
+				return err
+			}
+			defer replica.Close()
+			events.UseReplica(replica)
+		}
+		metrics.MustRegister(replicaReads(events)...)
+		b, err := broadcaster.New(events, s, config)
 		if err != nil {
 			return err
 		}

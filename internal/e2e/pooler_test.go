@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strings"
 	"testing"
@@ -75,6 +76,25 @@ func TestServicesBehindAPooler(t *testing.T) {
 		})
 		if err != nil || balance != 33 || !strings.HasSuffix(positions[0].Cursor, ":50") || len(positions[0].Pending) != 0 {
 			t.Errorf("%s: Snapshot: %+v, balance %d, %v", mode, positions, balance, err)
+		}
+		guard := outbox.Guard{Topic: topic, Saw: outbox.Saw{Cursor: positions[0].Cursor}}
+		act := func(key string) (outbox.Outcome[int], error) {
+			return outbox.Once(t.Context(), pool, outbox.Operation{Scope: mode, Key: key}, func(tx *outbox.Transaction) (int, error) {
+				if err := guard.Cursor(t.Context(), tx); err != nil {
+					return 0, err
+				}
+				return 7, errors.Join(deposit(tx), tx.Publish(outbox.Event{Topic: topic, Type: "deposit", Data: 3}))
+			})
+		}
+		if out, err := act("a"); err != nil || out.Result != 7 || out.Repeated {
+			t.Errorf("%s: Once: %+v, %v", mode, out, err)
+		}
+		if out, err := act("a"); err != nil || out.Result != 7 || !out.Repeated {
+			t.Errorf("%s: Once again: %+v, %v", mode, out, err)
+		}
+		c.ExpectEvents(topic, 51, 51)
+		if _, err := act("b"); !errors.As(err, new(*outbox.StaleError)) {
+			t.Errorf("%s: an action on what is no longer so: %v", mode, err)
 		}
 		if err := outbox.Flush(context.Background(), pool); err != nil {
 			t.Error(err)

@@ -5,6 +5,7 @@ import (
 	_ "embed"
 	"errors"
 	"fmt"
+	"sync/atomic"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
@@ -30,11 +31,15 @@ const (
 	rangesBytes  = 32 << 10
 )
 
-// Reader reads the journal through a pool of connections to the primary.
-type Reader struct{ pool *pgxpool.Pool }
+// Reader reads the journal through a pool of connections to the primary and, where it has been given one, its replica.
+type Reader struct {
+	pool    *pgxpool.Pool
+	replica *replica               // nil: there is none
+	epoch   atomic.Pointer[string] // that the primary said last
+}
 
 // New makes a Reader.
-func New(pool *pgxpool.Pool) *Reader { return &Reader{pool} }
+func New(pool *pgxpool.Pool) *Reader { return &Reader{pool: pool} }
 
 var errNoEpoch = errors.New("the database has no epoch yet; run: commitcast migrate up")
 
@@ -64,6 +69,7 @@ func (r *Reader) Positions(ctx context.Context, questions []wire.Question) (stri
 	if epoch == nil {
 		return "", nil, errNoEpoch
 	}
+	r.epoch.Store(epoch)
 	return *epoch, positions, nil
 }
 
@@ -89,6 +95,7 @@ func (r *Reader) Seqs(ctx context.Context) (string, [wire.Partitions]int64, erro
 	if epoch == nil {
 		return "", seqs, errNoEpoch
 	}
+	r.epoch.Store(epoch)
 	return *epoch, seqs, nil
 }
 
@@ -114,8 +121,20 @@ func (r *Reader) Ranges(ctx context.Context, after []wire.Question) (string, [][
 	return epoch, frames, nil
 }
 
+// ranges asks the replica if it is likely to know, and otherwise the primary.
 func (r *Reader) ranges(ctx context.Context, topics []string, after []int64, limit, bytes int) (epoch string, frames [][][]byte, err error) {
-	rows, err := r.pool.Query(ctx, rangeSQL, topics, after, limit, bytes)
+	if r.replica != nil {
+		if known := r.epoch.Load(); known != nil {
+			if frames, ok := r.replica.ranges(ctx, *known, topics, after, limit, bytes); ok {
+				return *known, frames, nil
+			}
+		}
+	}
+	return ranges(ctx, r.pool, topics, after, limit, bytes)
+}
+
+func ranges(ctx context.Context, pool *pgxpool.Pool, topics []string, after []int64, limit, bytes int) (epoch string, frames [][][]byte, err error) {
+	rows, err := pool.Query(ctx, rangeSQL, topics, after, limit, bytes)
 	if err != nil {
 		return "", nil, err
 	}
