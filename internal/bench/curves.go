@@ -62,7 +62,7 @@ var curves = []curve{
 	{"journal", "Journal of so many rows: read 1,000 events at random places; sequence 20,000", "rows", []int{0, 10_000, 100_000, 1_000_000, 10_000_000},
 		[]string{"read p50 ms", "read p99 ms", "sequenced events/s", "size MB"}, []int{0, 1}, curveJournal},
 	{"broadcasters", "2,000 subscribers of one topic on so many broadcasters, 10 events/s", "broadcasters", []int{1, 2, 3, 4},
-		[]string{"p50 ms", "p99 ms"}, []int{0, 1}, curveBroadcasters},
+		[]string{"p50 ms", "p99 ms", "CPU s of all broadcasters per million deliveries"}, []int{0, 1}, curveBroadcasters},
 }
 
 // runCurves measures those that are chosen; all, if none are.
@@ -260,13 +260,20 @@ func curveBroadcasters(ctx context.Context, n int) ([]float64, error) {
 	}
 	defer worker.stop()
 	const events = rate * curveSeconds
-	swarms := make([]*child, n)
+	swarms, pids := make([]*child, n), make([]int, n)
+	cpu := func() (sum float64) {
+		for _, pid := range pids {
+			sum += cpuOf(pid)
+		}
+		return sum
+	}
 	for i := range swarms {
 		broadcaster, err := node(ctx, database, "broadcaster", "--listen=127.0.0.1:0", "--auth=off", "--drain=10ms")
 		if err != nil {
 			return nil, err
 		}
 		defer broadcaster.stop()
+		pids[i] = broadcaster.pid
 		if swarms[i], err = startChild("swarm"); err != nil {
 			return nil, err
 		}
@@ -279,7 +286,7 @@ func curveBroadcasters(ctx context.Context, n int) ([]float64, error) {
 			return nil, fmt.Errorf("swarm: %v %s", err, ready.Error)
 		}
 	}
-	began := time.Now()
+	before, began := cpu(), time.Now()
 	for i := range events {
 		at := began.Add(time.Duration(i+1) * time.Second / rate)
 		time.Sleep(time.Until(at))
@@ -300,7 +307,8 @@ func curveBroadcasters(ctx context.Context, n int) ([]float64, error) {
 			}
 		}
 	}
-	return []float64{percentile(latencies, 0.5), percentile(latencies, 0.99)}, nil
+	perMillion := (cpu() - before) / float64(max(1, len(latencies))) * 1e6
+	return []float64{percentile(latencies, 0.5), percentile(latencies, 0.99), perMillion}, nil
 }
 
 // machine describes what a run ran on.
