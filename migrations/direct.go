@@ -37,8 +37,8 @@ func CheckDirect(ctx context.Context, conn *pgx.Conn) error {
 		return nil // it cannot be told
 	}
 	var got *string
-	// Without a prepared statement: it would be the first thing that fails behind such a pooler.
-	if err := conn.QueryRow(ctx, `SELECT current_setting('`+mark+`', true)`, pgx.QueryExecModeSimpleProtocol).Scan(&got); err != nil {
+	// Without a prepared statement that has a name: it would be the first thing that fails behind such a pooler.
+	if err := conn.QueryRow(ctx, `SELECT current_setting('`+mark+`', true)`, pgx.QueryExecModeExec).Scan(&got); err != nil {
 		return stepError("asking whether a pooler is in the way", err)
 	}
 	if got == nil || *got != want {

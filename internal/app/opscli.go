@@ -38,6 +38,7 @@ type opsCommand struct {
 	Disconnect opsDisconnect `cmd:"" help:"Close the connections of the subject of a token, on every node. They may come back."`
 	Epoch      opsEpoch      `cmd:"" help:"The histories of this database."`
 	Audit      opsAudit      `cmd:"" help:"What operators did."`
+	Capacity   opsCapacity   `cmd:"" help:"How many workers, broadcasters and shards of Redis a load takes, what of Postgres, memory and network, and by which numbers. Asks nobody."`
 	Doctor     opsDoctor     `cmd:"" help:"Check a deployment, before and during use, and say what to change. It appends an event of the topic commitcast/canary, unless --no-event."`
 }
 
@@ -180,7 +181,11 @@ func (f *opsFlags) with(ctx context.Context, do func(c *ops.Console) error) erro
 
 // show prints what was found: as JSON, or as a person reads it.
 func (f *opsFlags) show(s *streams, v any, person func(p *page)) error {
-	if f.JSON {
+	return show(s, f.JSON, v, person)
+}
+
+func show(s *streams, asJSON bool, v any, person func(p *page)) error {
+	if asJSON {
 		e := json.NewEncoder(s.out)
 		e.SetIndent("", "  ")
 		e.SetEscapeHTML(false)
