@@ -276,8 +276,7 @@ func (b *Broadcaster) keepTime(ctx context.Context) {
 			b.mu.RLock()
 			slow := 0
 			for s := range b.sessions {
-				s.beat(now)
-				if s.slow(now) {
+				if s.beat(now) {
 					slow++
 				}
 			}

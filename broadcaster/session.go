@@ -364,10 +364,8 @@ func (s *session) collect(p []byte) []byte {
 // than the write timeout.
 const slowAfter = time.Second
 
-// slow reports whether the message that is being written was so already at slowAfter before now. It is asked regularly.
+// slow reports whether the message that is being written was so already at slowAfter before now. It is asked regularly, with mu held.
 func (s *session) slow(now time.Time) bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
 	if !s.flushing || s.writes != s.written {
 		s.written, s.stuck = s.writes, now
 		return false
@@ -376,15 +374,17 @@ func (s *session) slow(now time.Time) bool {
 }
 
 // beat ends a session whose time is up, or sends a heartbeat with the heads of all live subscriptions, unless the client is not taking what it has.
-func (s *session) beat(now time.Time) {
+// It reports whether the client is slow.
+func (s *session) beat(now time.Time) (slow bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	slow = s.slow(now)
 	if s.expire(now) || s.who == nil && s.b.cfg.Verifier != nil || now.Before(s.nextBeat) {
-		return
+		return slow
 	}
 	s.nextBeat = now.Add(s.b.cfg.Heartbeat)
 	if len(s.control) > 0 {
-		return
+		return slow
 	}
 	epoch := s.b.Epoch()
 	heads := make([]wire.Head, 0, len(s.subs))
@@ -394,6 +394,7 @@ func (s *session) beat(now time.Time) {
 		}
 	}
 	s.sendLocked(func(p []byte) []byte { return wire.AppendHeartbeat(p, epoch, heads) })
+	return slow
 }
 
 // close marks the session closed: nothing more is written, and a waiting reader goes on.

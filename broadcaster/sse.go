@@ -254,7 +254,8 @@ func (e *eventStream) stop() {
 // its own.
 func appendServerSent(dst, frame []byte, asked string) (_ []byte, last bool) {
 	if epoch, offset, ok := eventCursor(frame); ok {
-		if !wire.HasMore(frame) { // who reconnects comes back to before what belongs together
+		// Who reconnects comes back to before what belongs together. What is no epoch may be no text of a line either.
+		if !wire.HasMore(frame) && wire.ValidEpoch(string(epoch)) {
 			dst = append(dst, "id: "...)
 			dst = append(append(append(append(dst, epoch...), ':'), offset...), '\n')
 		}
@@ -290,7 +291,8 @@ func appendServerSent(dst, frame []byte, asked string) (_ []byte, last bool) {
 }
 
 // eventCursor finds the cursor in a finished frame of op event, without decoding it: the fields before it hold names that
-// need no escaping, in the order in which package wire writes them.
+// need no escaping, in the order in which package wire writes them. It is asked about each event of each subscriber by a goroutine
+// with a small stack, so it looks no further: whether the epoch is one is for who needs to know.
 func eventCursor(frame []byte) (epoch, offset []byte, ok bool) {
 	if !bytes.HasPrefix(frame, []byte(`{"op":"event",`)) {
 		return nil, nil, false
@@ -300,14 +302,11 @@ func eventCursor(frame []byte) (epoch, offset []byte, ok bool) {
 		return nil, nil, false
 	}
 	epoch, rest, ok = bytes.Cut(rest, []byte(`","offset":`))
-	if !ok || !wire.ValidEpoch(string(epoch)) { // no cursor then, and it may hold what is no text of a line
-		return nil, nil, false
-	}
 	digits := 0
 	for digits < len(rest) && rest[digits] >= '0' && rest[digits] <= '9' {
 		digits++
 	}
-	return epoch, rest[:digits], digits > 0
+	return epoch, rest[:digits], ok && digits > 0
 }
 
 func appendID(dst []byte, epoch string, offset int64) []byte {
