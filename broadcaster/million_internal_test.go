@@ -84,7 +84,12 @@ func TestMillion(t *testing.T) {
 	quiet := slog.New(slog.DiscardHandler)
 	database, redisURL := testkit.Database(t), testkit.RedisURL(t)
 	testkit.Start(t, database, redisURL, "worker")
-	pool, err := pgxpool.New(t.Context(), database)
+	config, err := pgxpool.ParseConfig(database)
+	if err != nil {
+		t.Fatal(err)
+	}
+	config.MaxConns = int32(2 * *millionNodes) // as many as they have when each is a process
+	pool, err := pgxpool.NewWithConfig(t.Context(), config)
 	if err != nil {
 		t.Fatal(err)
 	}
