@@ -5,7 +5,7 @@
 CORE = ./wire/... ./stream/... ./outbox/... ./worker/... ./broadcaster/...
 
 # Longer than any package needs on a busy machine; a hang shows its goroutines before CI gives up.
-TIMEOUT = 15m
+TIMEOUT = 25m
 
 UP = go run ./internal/services/up
 
