@@ -27,13 +27,13 @@ func TestPublishedToWhoWants(t *testing.T) {
 	client := redis.NewClient(options)
 	defer client.Close()
 	listeners := func() (n int64) {
-		channels, err := client.PubSubChannels(t.Context(), "cc:*").Result()
+		channels, err := client.PubSubShardChannels(t.Context(), "cc:*").Result()
 		if err != nil {
 			t.Fatal(err)
 		}
 		for _, c := range channels {
 			if strings.HasSuffix(c, ":wanted") {
-				n += client.PubSubNumSub(t.Context(), c).Val()[c]
+				n += client.PubSubShardNumSub(t.Context(), c).Val()[c]
 			}
 		}
 		return n
