@@ -29,8 +29,13 @@ func TestSpansOfDelivery(t *testing.T) {
 		r.exec(`SELECT commitcast.append($1, 'e', '1', headers => json_build_object('traceparent', '00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-' || $2))`, topic, flags)
 		r.exec(`SELECT commitcast.sequence($1::smallint, 0, 100000, NULL, NULL)`, wire.Partition(topic))
 	}
+	gone := testkit.Dial(t, r.URL)
+	gone.Subscribe(1, "alone", "")
+	gone.Expect("subscribed")
+	gone.Send(`{"op":"unsubscribe","id":2,"topic":"alone"}`)
+	gone.Expect("unsubscribed")
 	traced("alone", "01")
-	r.publish("alone") // and nobody to deliver it to
+	r.publish("alone") // which is still listened to, with nobody to deliver it to
 	var subscribers []*testkit.Client
 	for range 3 {
 		c := testkit.Dial(t, r.URL)
