@@ -168,3 +168,39 @@ func TestSpanIDs(t *testing.T) {
 }
 
 func first(id, _ [8]byte) [8]byte { return id }
+
+// FuzzEventSpan: whatever bytes a frame is said to be, nothing is read beyond them; and what is found in a frame that is one is what a
+// parser finds.
+func FuzzEventSpan(f *testing.F) {
+	for _, headers := range []string{`{"traceparent":"00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"}`, `{"a":"}","traceparent":"x"}`, ``} {
+		frame, err := wire.AppendEvent(nil, &wire.Event{Topic: "t", Epoch: "1-0000", Offset: 7, ID: 8, Type: "x", Data: []byte(`{"headers":{"traceparent":"00-"}}`), Headers: []byte(headers)})
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(frame)
+	}
+	f.Add([]byte(`{"op":"event","topic":"t","epoch":"","offset":1,"id":1,"headers":{"traceparent":"00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"}}`))
+	f.Add([]byte(`,"headers":{"traceparent":"}}`))
+	f.Add([]byte(`{"op":"event","topic":,"headers":{"traceparent":"00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"}}`))
+	f.Fuzz(func(t *testing.T, frame []byte) {
+		span, ok := wire.EventSpan(frame)
+		if !ok {
+			return
+		}
+		if span.Offset < 1 || span.Topic == "" || !span.Trace.Sampled {
+			t.Fatalf("%q: %+v", frame, span)
+		}
+		m, err := wire.ParseMessage(frame)
+		if err != nil || m.Op != "event" {
+			return // not one of ours
+		}
+		var headers map[string]json.RawMessage
+		var trace string
+		if json.Unmarshal(m.Headers, &headers) != nil || json.Unmarshal(headers[wire.TraceHeader], &trace) != nil {
+			return
+		}
+		if want, ok := wire.ParseTrace([]byte(trace)); ok && want != span.Trace {
+			t.Fatalf("%q: %v, and a parser finds %v", frame, span.Trace, want)
+		}
+	})
+}
