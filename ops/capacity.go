@@ -27,7 +27,7 @@ type Constant struct {
 	Source string  `json:"source"`
 }
 
-// The machine of all measured constants: 2 cores of a virtual machine (linux/amd64, Go 1.26, Postgres 15, Redis 7.0), everything on
+// The machine of all constants that are not said to be estimates: 2 cores of a virtual machine (linux/amd64, Go 1.26, Postgres 15, Redis 7.0), everything on
 // it. Another one's are found with the command that Source names.
 const (
 	drainRounds = iota // fixed cost of sequencing and reading, by rounds
@@ -51,12 +51,12 @@ const (
 
 // Constants of the model.
 var Constants = [constants]Constant{
-	drainRounds:        {"Postgres, a round of a worker's drains", 300, "µs", "docs/adr/0025: sequencing one event and ten"},
-	drainEvent:         {"Postgres, each event of a round", 45, "µs", "docs/adr/0025: sequencing one event and ten"},
+	drainRounds:        {"Postgres, a round of a worker's drains", 300, "µs", "fitted to docs/adr/0025: drains at 1,000 events/s"},
+	drainEvent:         {"Postgres, each event of a round", 45, "µs", "docs/adr/0025: sequencing one event, and ten"},
 	drainSweep:         {"Postgres, sweeps of a worker that has work", 30_000, "µs a second", "docs/adr/0025: 144 µs, 200 times a second"},
-	appendEvent:        {"Postgres, append beyond a plain INSERT", 25, "µs", "docs/adr/0025"},
-	workerRound:        {"worker, a round", 350, "µs", "docs/adr/0025: two workers at 1,000 events/s"},
-	workerEvent:        {"worker, each event of a round", 20, "µs", "make bench HOPS=backlog"},
+	appendEvent:        {"Postgres, append beyond a plain INSERT", 25, "µs", "docs/adr/0025: append against a plain INSERT"},
+	workerRound:        {"worker, a round", 350, "µs", "fitted to docs/adr/0025: two workers at 1,000 events/s"},
+	workerEvent:        {"worker, each event of a round", 20, "µs", "an estimate, from make bench HOPS=backlog"},
 	redisEvent:         {"Redis, an event", 30, "µs", "docs/adr/0025: at 1,000 events/s, two broadcasters"},
 	redisListener:      {"Redis, each further broadcaster that wants the event", 5, "µs", "an estimate: a write to a socket"},
 	deliveryCPU:        {"broadcaster, a delivery that is not coalesced", 15, "µs", "make bench CURVES=1 HOPS=subscribers"},
@@ -64,9 +64,9 @@ var Constants = [constants]Constant{
 	subscriptionMemory: {"broadcaster, each further subscription", 1024, "bytes", "an estimate"},
 	nodeMemory:         {"broadcaster, for itself and the logs of its topics", 320 << 20, "bytes", "--log-memory, and 64 MiB"},
 	journalEvent:       {"Postgres, an event in the journal beside its data", 200, "bytes", "make bench CURVES=1 HOPS=journal"},
-	frameEvent:         {"network, an event on a socket beside its data", 220, "bytes", "a frame's fields, and headers of TCP"},
+	frameEvent:         {"network, an event on a socket beside its data", 220, "bytes", "an estimate: a frame's fields, and headers of TCP"},
 	returnCPU:          {"broadcaster, a client that comes back and catches up", 540, "µs", "make bench HOPS=storm: 5,000 clients, 500 events each"},
-	heads:              {"Postgres, a broadcaster's looks at the heads", 10_000, "µs a second", "12 statements a second each, as while Redis is away: at most"},
+	heads:              {"Postgres, a broadcaster's looks at the heads", 10_000, "µs a second", "an estimate: 12 statements a second each, as while Redis is away"},
 }
 
 func c(name int) float64 { return Constants[name].Value }
