@@ -66,6 +66,8 @@ export interface Heartbeat {
   op: "heartbeat";
   epoch: string;
   heads: Record<string, number>;
+  /** Of the topics that are in another epoch than `epoch`. */
+  epochs?: Record<string, string> | null;
 }
 export interface Refusal {
   op: "error";
@@ -88,6 +90,7 @@ export const isInteger: Check = (v) => Number.isSafeInteger(v) && v >= 0;
 const isText: Check = (v) => typeof v === "string";
 const isHeads: Check = (v) => v instanceof Object && !Array.isArray(v) && Object.values(v).every(isInteger);
 export const isEpoch: Check = (v) => isText(v) && EPOCH.test(v);
+const isEpochs: Check = (v) => v == null || (v instanceof Object && !Array.isArray(v) && Object.values(v).every(isEpoch));
 export const isTopic: Check = (v) => isText(v) && TOPIC.test(v);
 
 // What must hold of a frame before anything is done with it: the fields of each op, and what each field is (an integer
@@ -98,13 +101,13 @@ const FIELDS: Record<string, string> = {
   event: "topic epoch offset id conflated type at data",
   unsubscribed: "id topic",
   reset: "topic epoch head reason in_ms",
-  heartbeat: "epoch heads",
+  heartbeat: "epoch heads epochs",
   error: "id code message",
   reconnect: "in_ms",
 };
 const SKIP = 5; // fields that a skipped event has: no type, no data; and no other frame has more
 const IS: Record<string, Check> = {
-  topic: isTopic, epoch: isEpoch, heads: isHeads, data: (v) => v !== undefined,
+  topic: isTopic, epoch: isEpoch, heads: isHeads, epochs: isEpochs, data: (v) => v !== undefined,
   conflated: (v) => isInteger(v ?? 0),
   type: isText, at: isText, reason: isText, code: isText, message: isText,
 };
@@ -128,6 +131,10 @@ export function parse(line: string): Frame | undefined {
   }
   return f;
 }
+
+/** The epoch that a topic is in, as a heartbeat says. */
+export const epochOf = (f: Heartbeat, topic: string): string =>
+  f.epochs && Object.hasOwn(f.epochs, topic) ? f.epochs[topic]! : f.epoch;
 
 /** Reads `epoch:offset`. `undefined` if it is not a cursor. */
 export function parseCursor(text: unknown): Cursor | undefined {
