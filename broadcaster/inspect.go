@@ -31,6 +31,24 @@ type ShardState struct {
 	Up     bool   `json:"up"`     // it has answered the last time
 }
 
+// Away are the topics, as patterns, whose databases do not answer while others do.
+func (s *State) Away() (topics []string) {
+	for _, sh := range s.Shards {
+		if !sh.Up {
+			topics = append(topics, sh.Topics)
+		}
+	}
+	if len(topics) == len(s.Shards) {
+		return nil
+	}
+	return topics
+}
+
+// In reports whether one of the databases is in an epoch.
+func (s *State) In(epoch string) bool {
+	return s.Epoch == epoch || slices.ContainsFunc(s.Shards, func(sh ShardState) bool { return sh.Epoch == epoch })
+}
+
 // State counts. It looks at every topic, and is for people who ask, not for a loop.
 func (b *Broadcaster) State() State {
 	s := State{Node: b.cfg.Node, Epoch: b.Epoch(), Push: b.pushUp.Load(), Polling: b.polling()}

@@ -61,7 +61,7 @@ func TestShards(t *testing.T) {
 	c.ExpectEvents("market:1", 1, 3)
 	c.Subscribe(2, "orders:1", orders.cursor(0))
 	if m := c.Expect("subscribed"); m.Epoch != orders.epoch() || m.Head != 20 {
-		t.Fatalf("%+v", m)
+		t.Fatalf("not joined in its own history: %+v", m)
 	}
 	for _, e := range c.ExpectEvents("orders:1", 1, 20) {
 		if e.Epoch != orders.epoch() {
@@ -88,7 +88,7 @@ func TestShards(t *testing.T) {
 	m := heartbeat(t, c, "orders:1")
 	if m.Epoch != r.epoch() || m.EpochOf("market:1") != r.epoch() || m.EpochOf("orders:1") != orders.epoch() || len(m.Epochs) != 1 ||
 		m.Heads["market:1"] != 8 || m.Heads["orders:1"] != 25 {
-		t.Errorf("%+v", m)
+		t.Errorf("a heartbeat says of two databases: %+v", m)
 	}
 	if s, ok := r.b.Topic("orders:1"); !ok || s.Epoch != orders.epoch() || s.Head != 25 {
 		t.Errorf("%+v", s)
@@ -123,7 +123,7 @@ func TestShardGoesBack(t *testing.T) {
 	}
 	r.commit("market:1", 2)
 	if e := c.ExpectEvents("market:1", 4, 5)[1]; e.Epoch != before {
-		t.Errorf("%+v", e)
+		t.Errorf("an event of the other database: %+v", e)
 	}
 	orders.sent["orders:kept"] = 3 // the channel of the new epoch begins empty
 	orders.commit("orders:kept", 2)

@@ -67,14 +67,14 @@ func parseShards(flags []string) (shards []shard, err error) {
 // openShards connects to the databases of --shard. One that cannot be reached now is looked at later: others are served meanwhile.
 // The caller closes the pools, also those that come with an error.
 func openShards(ctx context.Context, shards []shard, log *slog.Logger, metrics prometheus.Registerer) (open []broadcaster.Shard, pools []*pgxpool.Pool, err error) {
-	for _, sh := range shards {
+	for i, sh := range shards {
 		name := strings.Join(sh.topics, ",")
 		pool, err := newPool(ctx, sh.url)
 		if err != nil {
 			return nil, pools, usageError{fmt.Errorf("--shard %s: its URL cannot be read: want postgres://user:password@host:5432/db", name)} // the cause may quote a password
 		}
 		pools = append(pools, pool)
-		sessions := poolmetrics.NewCollector("shard " + name)
+		sessions := poolmetrics.NewCollector(fmt.Sprintf("shard%d", i+1))
 		sessions.Watch(pool)
 		metrics.MustRegister(sessions)
 		late := &lateJournal{Reader: journal.New(pool), check: func(ctx context.Context) error { return checkDatabase(ctx, pool) }}
