@@ -52,6 +52,7 @@ var isInteger = (v) => Number.isSafeInteger(v) && v >= 0;
 var isText = (v) => typeof v === "string";
 var isHeads = (v) => v instanceof Object && !Array.isArray(v) && Object.values(v).every(isInteger);
 var isEpoch = (v) => isText(v) && EPOCH.test(v);
+var isEpochs = (v) => v == null || v instanceof Object && !Array.isArray(v) && Object.values(v).every(isEpoch);
 var isTopic = (v) => isText(v) && TOPIC.test(v);
 var FIELDS = {
   hello: "epoch heartbeat_ms",
@@ -59,7 +60,7 @@ var FIELDS = {
   event: "topic epoch offset id conflated type at data",
   unsubscribed: "id topic",
   reset: "topic epoch head reason in_ms",
-  heartbeat: "epoch heads",
+  heartbeat: "epoch heads epochs",
   error: "id code message",
   reconnect: "in_ms"
 };
@@ -68,6 +69,7 @@ var IS = {
   topic: isTopic,
   epoch: isEpoch,
   heads: isHeads,
+  epochs: isEpochs,
   data: (v) => v !== void 0,
   conflated: (v) => isInteger(v ?? 0),
   type: isText,
@@ -89,6 +91,7 @@ function parse(line) {
   }
   return f;
 }
+var epochOf = (f, topic) => f.epochs && Object.hasOwn(f.epochs, topic) ? f.epochs[topic] : f.epoch;
 function parseCursor(text) {
   const [epoch, digits, more] = isText(text) ? text.split(":") : [];
   const offset = Number(digits);
@@ -863,7 +866,7 @@ var Feed = class {
         return this.#link.hint(f.in_ms);
       case "heartbeat":
         for (const [name, s2] of this.#subjects) {
-          s2.machine.heartbeat(f.epoch, f.heads[name]);
+          s2.machine.heartbeat(epochOf(f, name), f.heads[name]);
           touched.add(s2);
         }
         return;
