@@ -50,9 +50,8 @@ var EPOCH = /^[1-9]\d{0,9}-[0-9a-f]{4,16}$/;
 var TOPIC = /^[A-Za-z0-9][A-Za-z0-9._:/-]{0,127}$/;
 var isInteger = (v) => Number.isSafeInteger(v) && v >= 0;
 var isText = (v) => typeof v === "string";
-var isHeads = (v) => v instanceof Object && !Array.isArray(v) && Object.values(v).every(isInteger);
+var isMap = (of) => (v) => v instanceof Object && !Array.isArray(v) && Object.values(v).every(of);
 var isEpoch = (v) => isText(v) && EPOCH.test(v);
-var isEpochs = (v) => v == null || v instanceof Object && !Array.isArray(v) && Object.values(v).every(isEpoch);
 var isTopic = (v) => isText(v) && TOPIC.test(v);
 var FIELDS = {
   hello: "epoch heartbeat_ms",
@@ -68,10 +67,10 @@ var SKIP = 5;
 var IS = {
   topic: isTopic,
   epoch: isEpoch,
-  heads: isHeads,
-  epochs: isEpochs,
+  heads: isMap(isInteger),
   data: (v) => v !== void 0,
   conflated: (v) => isInteger(v ?? 0),
+  epochs: (v) => isMap(isEpoch)(v ?? {}),
   type: isText,
   at: isText,
   reason: isText,
@@ -91,7 +90,10 @@ function parse(line) {
   }
   return f;
 }
-var epochOf = (f, topic) => f.epochs && Object.hasOwn(f.epochs, topic) ? f.epochs[topic] : f.epoch;
+function epochOf(f, topic) {
+  const epoch = f.epochs?.[topic];
+  return isText(epoch) ? epoch : f.epoch;
+}
 function parseCursor(text) {
   const [epoch, digits, more] = isText(text) ? text.split(":") : [];
   const offset = Number(digits);

@@ -88,9 +88,8 @@ const TOPIC = /^[A-Za-z0-9][A-Za-z0-9._:/-]{0,127}$/;
 /** Whether v is an integer that every JSON parser keeps exact: an offset, an id, a number of milliseconds. */
 export const isInteger: Check = (v) => Number.isSafeInteger(v) && v >= 0;
 const isText: Check = (v) => typeof v === "string";
-const isHeads: Check = (v) => v instanceof Object && !Array.isArray(v) && Object.values(v).every(isInteger);
+const isMap = (of: Check): Check => (v) => v instanceof Object && !Array.isArray(v) && Object.values(v).every(of);
 export const isEpoch: Check = (v) => isText(v) && EPOCH.test(v);
-const isEpochs: Check = (v) => v == null || (v instanceof Object && !Array.isArray(v) && Object.values(v).every(isEpoch));
 export const isTopic: Check = (v) => isText(v) && TOPIC.test(v);
 
 // What must hold of a frame before anything is done with it: the fields of each op, and what each field is (an integer
@@ -107,8 +106,8 @@ const FIELDS: Record<string, string> = {
 };
 const SKIP = 5; // fields that a skipped event has: no type, no data; and no other frame has more
 const IS: Record<string, Check> = {
-  topic: isTopic, epoch: isEpoch, heads: isHeads, epochs: isEpochs, data: (v) => v !== undefined,
-  conflated: (v) => isInteger(v ?? 0),
+  topic: isTopic, epoch: isEpoch, heads: isMap(isInteger), data: (v) => v !== undefined,
+  conflated: (v) => isInteger(v ?? 0), epochs: (v) => isMap(isEpoch)(v ?? {}),
   type: isText, at: isText, reason: isText, code: isText, message: isText,
 };
 
@@ -133,8 +132,10 @@ export function parse(line: string): Frame | undefined {
 }
 
 /** The epoch that a topic is in, as a heartbeat says. */
-export const epochOf = (f: Heartbeat, topic: string): string =>
-  f.epochs && Object.hasOwn(f.epochs, topic) ? f.epochs[topic]! : f.epoch;
+export function epochOf(f: Heartbeat, topic: string): string {
+  const epoch = f.epochs?.[topic];
+  return isText(epoch) ? epoch! : f.epoch; // a topic may be called like a property of every object
+}
 
 /** Reads `epoch:offset`. `undefined` if it is not a cursor. */
 export function parseCursor(text: unknown): Cursor | undefined {
