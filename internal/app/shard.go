@@ -47,7 +47,7 @@ func parseShards(flags []string) (shards []shard, err error) {
 		case p.Match(ops.CanaryTopic):
 			return bad(i, fmt.Errorf("%q holds the topic %s, which belongs to --database-url, as do all topics that have no --shard", pattern, ops.CanaryTopic))
 		case !strings.HasPrefix(url, "postgres://") && !strings.HasPrefix(url, "postgresql://"):
-			return bad(i, fmt.Errorf("after %q= comes postgres://user:password@host:5432/db", pattern))
+			return bad(i, fmt.Errorf("after %q comes postgres://user:password@host:5432/db", pattern+"="))
 		}
 		for _, q := range before {
 			if q.Covers(p) {
