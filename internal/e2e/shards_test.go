@@ -298,7 +298,7 @@ func followInTypeScript(t *testing.T, url string, snapshot snapshotOf) *counts {
 	cmd := exec.Command("node", "--input-type=module", "-e", `
 		import { WebSocket } from "ws";
 		const { connect } = await import(process.env.LIBRARY);
-		const feed = connect(process.env.SOCKET, { WebSocket, onerror: (e) => console.error(String(e)) });
+		const feed = connect({ url: process.env.SOCKET, WebSocket, onerror: (e) => console.error(String(e)) });
 		for (const topic of ["market:1", "orders:1"]) {
 			let reads = 0, wrong = "";
 			const t = feed.topic(topic, {
