@@ -76,7 +76,7 @@ func TestBugsAreNotStale(t *testing.T) {
 		}
 		names[b.name] = true
 		if b.faults != "" {
-			if _, err := parseKinds(b.faults, false); err != nil {
+			if _, err := parseKinds(b.faults, false, redisOne); err != nil {
 				t.Errorf("bug %s: %v", b.name, err)
 			}
 		}
@@ -135,7 +135,7 @@ func TestScheduleFollowsFromTheSeed(t *testing.T) {
 
 func TestKindsAreDistinct(t *testing.T) {
 	seen := make(map[string]bool)
-	for _, k := range slices.Concat(kinds, networkKinds) {
+	for _, k := range slices.Concat(kinds, networkKinds, replicatedKinds, clusterKinds, sentinelKinds) {
 		if seen[k.name] || k.name == "" || strings.ContainsAny(k.name, ", ") {
 			t.Errorf("kind %q", k.name)
 		}

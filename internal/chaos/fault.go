@@ -30,6 +30,7 @@ type fault struct {
 	began, ended time.Time
 	err          error
 	silent       []string // broadcasters that said nothing of push being down, just before it healed
+	failed       bool     // not all of it went as it should: what Redis holds is not what it was told
 }
 
 // kind is one way to break things.
@@ -73,12 +74,17 @@ var kinds = []kind{
 	{name: "epoch-bump", apply: (*fault).epochBump},
 }
 
-// kindsOf are those of a world with hosts, or of one without.
-func kindsOf(hosts bool) []kind {
-	if hosts {
-		return networkKinds
+// kindsOf are those of a world with hosts and a kind of Redis, or of one without.
+func kindsOf(hosts bool, redis string) []kind {
+	switch {
+	case !hosts:
+		return kinds
+	case redis == redisCluster:
+		return slices.Concat(networkKinds, replicatedKinds, clusterKinds)
+	case redis == redisSentinel:
+		return slices.Concat(networkKinds, replicatedKinds, sentinelKinds)
 	}
-	return kinds
+	return networkKinds
 }
 
 func kindNamed(kinds []kind, name string) (kind, bool) {
@@ -409,8 +415,8 @@ func names(all []kind) string {
 }
 
 // parseKinds reads -faults: names with commas, "all" or "none". With hosts, all are those of the network.
-func parseKinds(list string, hosts bool) ([]kind, error) {
-	kinds := kindsOf(hosts)
+func parseKinds(list string, hosts bool, redis string) ([]kind, error) {
+	kinds := kindsOf(hosts, redis)
 	switch list {
 	case "all":
 		return kinds, nil

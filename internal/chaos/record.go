@@ -19,12 +19,13 @@ type record struct {
 	Seed       uint64         `json:"seed"`
 	Clients    int            `json:"clients"`
 	Hosts      bool           `json:"hosts"`
+	Redis      string         `json:"redis"`
 	Rounds     []result       `json:"rounds"`
 	Violations map[string]int `json:"violations"` // by kind
 }
 
 func newRecord(o options) *record {
-	return &record{At: time.Now(), Seed: o.seed, Clients: o.clients, Hosts: o.hosts, Violations: make(map[string]int),
+	return &record{At: time.Now(), Seed: o.seed, Clients: o.clients, Hosts: o.hosts, Redis: o.redis, Violations: make(map[string]int),
 		Machine: fmt.Sprintf("%d cores, %s/%s, %s", runtime.NumCPU(), runtime.GOOS, runtime.GOARCH, runtime.Version())}
 }
 
@@ -58,7 +59,7 @@ const failover = "failover"
 func (rec *record) page() string {
 	var b strings.Builder
 	counts := make(map[string]int)
-	for _, k := range kindsOf(rec.Hosts) {
+	for _, k := range kindsOf(rec.Hosts, rec.Redis) {
 		counts[k.name] = 0
 	}
 	alone := make(map[string][]result)
