@@ -38,11 +38,13 @@ const (
 	drainEvent         // and by event
 	drainSweep         // of one worker that has work
 	appendEvent        // more than a plain INSERT
-	workerRound        // of the worker's process
+	workerSelf         // the worker's process
+	workerRound
 	workerEvent
+	redisSelf
+	redisRound
 	redisEvent
 	redisListener
-	redisIdle
 	redisSent
 	redisStored
 	nodeCPU
@@ -61,29 +63,34 @@ const (
 
 // Constants of the model.
 var Constants = [constants]Constant{
-	drainRounds:        {"Postgres, a round of a worker's drains", 300, "µs", "fitted to docs/adr/0025: drains at 1,000 events/s"},
+	drainRounds:        {"Postgres, a round of a worker's drains", 2_000, "µs", fitted},
 	drainEvent:         {"Postgres, each event of a round", 45, "µs", "docs/adr/0025: sequencing one event, and ten"},
-	drainSweep:         {"Postgres, sweeps of a worker that has work", 30_000, "µs a second", "docs/adr/0025: 144 µs, 200 times a second"},
+	drainSweep:         {"Postgres, sweeps and River of a worker that has work", 48_000, "µs a second", fitted},
 	appendEvent:        {"Postgres, append beyond a plain INSERT", 25, "µs", "docs/adr/0025: append against a plain INSERT"},
-	workerRound:        {"worker, a round", 350, "µs", "fitted to docs/adr/0025: two workers at 1,000 events/s"},
+	workerSelf:         {"worker, itself, while it has work", 85_000, "µs a second", fitted},
+	workerRound:        {"worker, a round", 350, "µs", fitted},
 	workerEvent:        {"worker, each event of a round", 20, "µs", "an estimate, from make bench HOPS=backlog"},
-	redisEvent:         {"Redis, an event", 30, "µs", "docs/adr/0025: at 1,000 events/s, two broadcasters"},
+	redisSelf:          {"Redis, itself, with workers and broadcasters connected", 2_500, "µs a second", fitted},
+	redisRound:         {"Redis, a round", 270, "µs", fitted},
+	redisEvent:         {"Redis, each event of a round", 30, "µs", "docs/adr/0025: at 1,000 events/s, two broadcasters"},
 	redisListener:      {"Redis, each further broadcaster that wants the event", 5, "µs", "an estimate: a write to a socket"},
-	redisIdle:          {"Redis, itself, workers and broadcasters that are there", 10_000, "µs a second", "make bench HOPS=capacity"},
-	redisSent:          {"Redis, on a socket of it, an event beside its data", 400, "bytes", "make bench HOPS=capacity"},
-	redisStored:        {"Redis, an event that it keeps beside its data", 160, "bytes", "make bench HOPS=capacity"},
-	nodeCPU:            {"broadcaster, itself", 10_000, "µs a second", "make bench HOPS=capacity"},
-	heardCPU:           {"broadcaster, an event that it is sent", 60, "µs", "make bench HOPS=capacity"},
-	deliveryCPU:        {"broadcaster, a delivery that is not coalesced", 15, "µs", "make bench CURVES=1 HOPS=subscribers"},
+	redisSent:          {"Redis, an event that it is sent or sends beside its data", 350, "bytes", fitted},
+	redisStored:        {"Redis, an event that it keeps beside its data", 180, "bytes", fitted},
+	nodeCPU:            {"broadcaster, itself", 2_000, "µs a second", fitted},
+	heardCPU:           {"broadcaster, an event that it is sent", 170, "µs", fitted},
+	deliveryCPU:        {"broadcaster, a delivery that is not coalesced", 13.5, "µs", "make bench CURVES=1 HOPS=broadcasters"},
 	clientMemory:       {"broadcaster, a client with a subscription", 29 * 1024, "bytes", "make bench HOPS=idle"},
 	subscriptionMemory: {"broadcaster, each further subscription", 1024, "bytes", "an estimate"},
-	nodeMemory:         {"broadcaster, itself", 48 << 20, "bytes", "make bench HOPS=capacity"},
-	logEvent:           {"broadcaster, an event in the log of its topic beside its data", 250, "bytes", "make bench HOPS=capacity"},
+	nodeMemory:         {"broadcaster, itself", 31 << 20, "bytes", fitted},
+	logEvent:           {"broadcaster, an event in the log of its topic beside its data", 250, "bytes", fitted},
 	journalEvent:       {"Postgres, an event in the journal beside its data", 200, "bytes", "make bench CURVES=1 HOPS=journal"},
-	frameEvent:         {"network, an event on a socket beside its data", 220, "bytes", "an estimate: a frame's fields, and headers of TCP"},
+	frameEvent:         {"network, an event on a socket beside its data", 215, "bytes", fitted + ", without headers of TCP"},
 	returnCPU:          {"broadcaster, a client that comes back and catches up", 540, "µs", "make bench HOPS=storm: 5,000 clients, 500 events each"},
 	heads:              {"Postgres, a broadcaster's looks at the heads", 10_000, "µs a second", "an estimate: 12 statements a second each, as while Redis is away"},
 }
+
+// fitted says that a number makes the model what whole deployments were measured to be.
+const fitted = "fitted to make bench HOPS=capacity"
 
 func c(name int) float64 { return Constants[name].Value }
 
@@ -95,8 +102,9 @@ const (
 	oneDatabase = 100_000
 	// oneRedis is the share of Redis's one thread that may be in use.
 	oneRedis = 0.7
-	// roundsEach is how many rounds a second a worker's drains make at most: one for each sweep.
-	roundsEach = 200
+	// roundsEach is how many rounds a second a worker's drains make at most, fitted, too: what comes faster makes rounds larger. On a machine without
+	// a core to spare they are fewer, and an event is cheaper.
+	roundsEach = 90
 	// clientsEach is how many clients a broadcaster is given: no more were measured on one.
 	clientsEach = 8_000
 	// keptInRedis and keptInLog are how many events of a topic they hold at most, keptBytes how many bytes a log does, and keptLogs all logs of
@@ -211,14 +219,14 @@ func CapacityFor(l Load) (*Capacity, error) {
 		workers, why = n, fmt.Sprintf("%d events/s from a backlog each, of which %.0f%%; and one may be lost", oneWorker, 100*l.Busy)
 	}
 	rounds := min(l.Events, float64(workers*roundsEach))
-	out.Parts = append(out.Parts, Part{"worker", workers, (rounds*c(workerRound) + l.Events*c(workerEvent)) / 1e6, 64 << 20, why})
+	out.Parts = append(out.Parts, Part{"worker", workers, (float64(workers)*c(workerSelf) + rounds*c(workerRound) + l.Events*c(workerEvent)) / 1e6, 64 << 20, why})
 
 	// Postgres: besides what the service's own statements take.
 	database := (rounds*c(drainRounds) + l.Events*(c(drainEvent)+c(appendEvent)) + float64(workers)*c(drainSweep) + float64(nodes)*c(heads)) / 1e6
 	out.Parts = append(out.Parts, Part{"Postgres", 1, database, 0, "besides the service's own work; cores with what is synchronous to disk apart"})
 
 	// Redis: each event once, and to each broadcaster with a subscriber of it.
-	redis := (c(redisIdle) + l.Events*(c(redisEvent)+max(0, listeners-1)*c(redisListener))) / 1e6
+	redis := (c(redisSelf) + rounds*c(redisRound) + l.Events*(c(redisEvent)+max(0, listeners-1)*c(redisListener))) / 1e6
 	out.RedisNetwork = l.Events * (1 + listeners) * (l.Bytes + c(redisSent))
 	shards := max(1, int(math.Ceil(redis/oneRedis)))
 	why = "one thread is enough"

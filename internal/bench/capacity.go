@@ -36,6 +36,8 @@ const (
 	capacityFill = 1024
 	// capacityFillRate is how many of them a second, of all topics: clients follow.
 	capacityFillRate = 15_000
+	// capacityLeast is how many seconds a load is measured at least, after capacityWarm: a worker that has just started costs half a second more.
+	capacityLeast, capacityWarm = 5, 2
 	// capacityWriters is how many sessions the load has.
 	capacityWriters = 16
 )
@@ -81,7 +83,8 @@ func (u use) since(before use, seconds float64) use {
 
 // capacity runs one load.
 func capacity(ctx context.Context, load ops.Load, seconds float64) (capacityResult, error) {
-	perTopic := int64(capacityFill) + int64(load.Events*seconds)/int64(load.Topics)
+	seconds = max(seconds, capacityLeast)
+	perTopic := int64(capacityFill + perTopicIn(load, capacityWarm) + perTopicIn(load, seconds))
 	load.Kept = float64(perTopic)
 	result := capacityResult{Load: load}
 	model, err := ops.CapacityFor(load)
@@ -177,7 +180,15 @@ func capacity(ctx context.Context, load ops.Load, seconds float64) (capacityResu
 		}
 		return nil
 	}
-	if err := behind(capacityFill); err != nil {
+	publish := func(ctx context.Context, topic, data string) error {
+		return outbox.Tx(ctx, pool, func(tx *outbox.Transaction) error {
+			return tx.Publish(outbox.Event{Topic: topic, Type: "bench", Data: []byte(data)})
+		})
+	}
+	if _, err := appendAtRate(ctx, load, capacityWarm, publish); err != nil {
+		return result, err
+	}
+	if err := behind(perTopic - int64(perTopicIn(load, seconds))); err != nil {
 		return result, err
 	}
 	filled := reports[0].Received
@@ -202,11 +213,7 @@ func capacity(ctx context.Context, load ops.Load, seconds float64) (capacityResu
 	if err != nil {
 		return result, err
 	}
-	took, err = appendAtRate(ctx, load, seconds, func(ctx context.Context, topic, data string) error {
-		return outbox.Tx(ctx, pool, func(tx *outbox.Transaction) error {
-			return tx.Publish(outbox.Event{Topic: topic, Type: "bench", Data: []byte(data)})
-		})
-	})
+	took, err = appendAtRate(ctx, load, seconds, publish)
 	if err != nil {
 		return result, err
 	}
@@ -233,7 +240,7 @@ func capacity(ctx context.Context, load ops.Load, seconds float64) (capacityResu
 		}
 		deliveries, received = deliveries+reports[i].Events, received+reports[i].Received
 	}
-	deliveries -= capacityFill * int64(load.Subscribers)
+	deliveries -= (perTopic - int64(perTopicIn(load, seconds))) * int64(load.Subscribers)
 	result.Figures = []capacityFigure{
 		{"deliveries/s", model.Deliveries, float64(deliveries) / took},
 		{"bytes/s to clients", model.Network, float64(received-filled) / took},
@@ -251,10 +258,13 @@ func capacity(ctx context.Context, load ops.Load, seconds float64) (capacityResu
 // capacityTopic is the name of a topic, as the swarm knows it.
 func capacityTopic(n int) string { return swarmOrder{Topic: "capacity", Topics: 1 << 30}.topic(n) }
 
+// perTopicIn is how many events each topic gets in a time.
+func perTopicIn(load ops.Load, seconds float64) int { return int(load.Events * seconds / load.Topics) }
+
 // appendAtRate calls write at the load's rate, one topic after the other, and says how many seconds it took.
 func appendAtRate(ctx context.Context, load ops.Load, seconds float64, write func(ctx context.Context, topic, data string) error) (float64, error) {
 	data := fmt.Sprintf(`{"pad":"%s"}`, strings.Repeat("x", 190)) // 200 bytes: the model's default
-	events := int(load.Events*seconds) / int(load.Topics) * int(load.Topics)
+	events := perTopicIn(load, seconds) * int(load.Topics)
 	work, errs := make(chan int, events), make(chan error, capacityWriters)
 	var writers sync.WaitGroup
 	for range capacityWriters {

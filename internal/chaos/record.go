@@ -64,9 +64,12 @@ func (rec *record) page() string {
 	}
 	alone := make(map[string][]result)
 	var settle, p50, p99 []time.Duration
-	quiet, several, events := 0, 0, 0
+	quiet, several, events, tookOver := 0, 0, 0, 0
 	for _, r := range rec.Rounds {
 		events += r.Events
+		if r.TookOver {
+			tookOver++
+		}
 		settle = append(settle, r.Settle)
 		for _, f := range r.Faults {
 			counts[f]++
@@ -88,6 +91,9 @@ func (rec *record) page() string {
 	}
 	fmt.Fprintf(&b, "\n%d rounds in %v, from seed %d, with %d clients, on %s: %d without a fault, %d with several. %d promotions of a standby.\n",
 		len(rec.Rounds), rec.Took.Round(time.Second), rec.Seed, rec.Clients, rec.Machine, quiet, several, counts[failover])
+	if tookOver > 0 {
+		fmt.Fprintf(&b, "In %d rounds another server of Redis became master.\n", tookOver)
+	}
 	fmt.Fprintf(&b, "\nViolations: %d.\n", rec.total())
 	for _, name := range keys(rec.Violations) {
 		fmt.Fprintf(&b, "violated: %s × %d\n", name, rec.Violations[name])

@@ -95,6 +95,8 @@ type result struct {
 	Lost   int `json:"lost"`
 	Astray int `json:"astray"`
 	Resets int `json:"resets"`
+	// TookOver says that in the end another server of Redis was a master than in the beginning.
+	TookOver bool `json:"took_over"`
 	// PushP50 and PushP99 are for a round without faults, from the acknowledged commit to each steady client.
 	PushP50 time.Duration `json:"push_p50"`
 	PushP99 time.Duration `json:"push_p99"`
@@ -164,6 +166,7 @@ func (g *generation) round(seed uint64, faults []*fault) result {
 		return res
 	}
 	g.verify(ev)
+	res.TookOver = g.tookOver()
 	g.measure(ev, &res, began, wrote, healed, delivered)
 	g.w.log.add("round", "seed %d is over", seed)
 	return res
