@@ -42,6 +42,8 @@ type kind struct {
 	kill bool
 	// data: what Redis holds is not what it was told.
 	data bool
+	// alone: it moves a slot of Redis, which nothing else may be at.
+	alone bool
 	// apply breaks, waits for hold, and heals.
 	apply func(f *fault) error
 }
@@ -141,7 +143,7 @@ func (f *fault) run() {
 	time.Sleep(f.at)
 	f.began = time.Now()
 	f.w.log.add("FAULT", "%s for %v", f.kind.name, f.hold.Round(time.Millisecond))
-	f.err = f.kind.apply(f)
+	f.err = f.apply()
 	f.ended = time.Now()
 	if f.err != nil {
 		f.w.log.add("FAULT", "%s was not possible: %v", f.kind.name, f.err)
@@ -149,6 +151,21 @@ func (f *fault) run() {
 		f.w.log.add("FAULT", "%s healed", f.kind.name)
 	}
 }
+
+// apply breaks and heals. Nothing may have another server of Redis become master while a slot moves: what is moved to whom would be left open, and
+// no Redis Cluster mends that by itself.
+func (f *fault) apply() error {
+	if f.kind.mayFailOver() {
+		if !f.w.moving.TryRLock() {
+			return errors.New("a slot moves now")
+		}
+		defer f.w.moving.RUnlock()
+	}
+	return f.kind.apply(f)
+}
+
+// mayFailOver says that the fault may have another server of Redis become master.
+func (k kind) mayFailOver() bool { return k.data || strings.Contains(k.name, "redis") && !k.alone }
 
 // over is the moment from which recovery counts.
 func (f *fault) over() time.Time {

@@ -220,7 +220,7 @@ var replicatedKinds = []kind{
 
 // clusterKinds are those of a cluster alone, sentinelKinds those of Sentinels.
 var (
-	clusterKinds  = []kind{{name: "redis-slot-moves", apply: (*fault).slotMoves}}
+	clusterKinds  = []kind{{name: "redis-slot-moves", alone: true, apply: (*fault).slotMoves}}
 	sentinelKinds = []kind{{name: "net-apart-sentinels", long: true, data: true, apply: (*fault).sentinelsApart}}
 )
 
@@ -279,24 +279,16 @@ func (f *fault) split() error {
 	})
 }
 
-// slotMoves moves the slot of a topic to another master, and tells all nodes when the fault ends. It is tried again while another
-// fault holds: an operator does not leave it in the middle.
+// slotMoves moves the slot of a topic to another master, and tells all nodes when the fault ends.
 func (f *fault) slotMoves() error {
 	if !f.w.moving.TryLock() {
-		return errors.New("another slot moves now")
+		return errors.New("a server of Redis is being broken, or another slot moves")
 	}
 	defer f.w.moving.Unlock()
 	key := streamKey(f.topics[f.r.IntN(len(f.topics))], "")
 	f.w.log.add("FAULT", "the slot of %s moves", key)
-	failed := 0
-	err := f.w.eventually(settleWithin, func() error {
-		err := f.w.replicated.cluster.MoveSlot(f.w.ctx, key, f.wait)
-		if err != nil {
-			failed++
-		}
-		return err
-	})
-	f.failed = failed > 0
+	err := f.w.replicated.cluster.MoveSlot(f.w.ctx, key, f.wait)
+	f.failed = err != nil
 	return err
 }
 

@@ -65,7 +65,7 @@ type world struct {
 	sequenced [wire.Partitions]int64       // verified so far
 
 	refusing sync.Mutex   // one rule of access is in force at a time
-	moving   sync.Mutex   // one slot moves at a time
+	moving   sync.RWMutex // held by a slot that moves, shared by what may have another server become master
 	resumed  atomic.Int64 // times that Redis was let go on after a pause
 
 	mu         sync.Mutex
