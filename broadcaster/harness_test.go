@@ -203,8 +203,6 @@ type hookJournal struct {
 	mu      sync.Mutex
 	ranges  int
 	failing error
-	asked   atomic.Int64 // questions of Positions
-	moved   atomic.Int64 // calls of Moved
 }
 
 func (j *hookJournal) fail(err error) {
@@ -223,7 +221,6 @@ func (j *hookJournal) Positions(ctx context.Context, q []wire.Question) (string,
 	if err := j.failure(); err != nil {
 		return "", nil, err
 	}
-	j.asked.Add(int64(len(q)))
 	j.at("before positions")
 	epoch, p, err := j.Journal.Positions(ctx, q)
 	j.at("after positions")
@@ -235,14 +232,6 @@ func (j *hookJournal) Seqs(ctx context.Context) (string, [wire.Partitions]int64,
 		return "", [wire.Partitions]int64{}, err
 	}
 	return j.Journal.Seqs(ctx)
-}
-
-func (j *hookJournal) Moved(ctx context.Context, since map[int]int64) (string, map[string]int64, error) {
-	if err := j.failure(); err != nil {
-		return "", nil, err
-	}
-	j.moved.Add(1)
-	return j.Journal.Moved(ctx, since)
 }
 
 func (j *hookJournal) Range(ctx context.Context, topic string, after int64, limit int) (string, [][]byte, error) {

@@ -16,9 +16,6 @@ const (
 	headGrace = 150 * time.Millisecond
 	// headBatch is how many topics one read of heads asks for.
 	headBatch = 2000
-	// headReview is how often the heads of all topics of partitions that moved are read, and not only of the topics that did: whether one went back,
-	// which is for the epoch to tell, is told by these, too.
-	headReview = 15 * time.Second
 	// headTimeout bounds one read.
 	headTimeout = 5 * time.Second
 )
@@ -29,10 +26,7 @@ type heads struct {
 	b      *Broadcaster
 	kicked chan struct{}
 
-	// Of run alone.
-	seqs     [wire.Partitions]int64 // as of the last poll
-	reviewed time.Time              // when the heads of all topics were read last, of partitions that had moved
-	then     [wire.Partitions]int64 // the seqs as of that
+	seqs [wire.Partitions]int64 // as of the last poll; of run alone
 
 	mu       sync.Mutex
 	suspects map[*topic]struct{} // behind their head; healed if they still are after headGrace
@@ -97,92 +91,23 @@ func (h *heads) poll(ctx context.Context) error {
 	if epoch != h.b.Epoch() {
 		h.b.enterEpoch(epoch)
 	}
-	topics, since, all := h.ask(seqs)
+	var topics []*topic
+	h.b.mu.RLock()
+	for _, t := range h.b.topics {
+		t.mu.Lock()
+		if h.seqs[t.partition] != seqs[t.partition] || t.unsure(len(t.subs) > 0) {
+			topics = append(topics, t)
+		}
+		t.mu.Unlock()
+	}
+	h.b.mu.RUnlock()
 	for batch := range slices.Chunk(topics, headBatch) {
 		if err := h.compare(ctx, epoch, batch); err != nil {
 			return err // all are read again, since seqs stay as they are
 		}
 	}
-	switch {
-	case all:
-		h.reviewed, h.then = time.Now(), seqs
-	case len(since) > 0:
-		if err := h.follow(ctx, epoch, since); err != nil {
-			return err
-		}
-	}
 	h.seqs = seqs
 	return nil
-}
-
-// ask chooses what to read of partitions that moved: the heads of all their topics; or, if there are more of these than there were events,
-// which topics moved since, by partition. The topics also hold those whose head must be read anyway. all: of every partition that moved since
-// there was such a review.
-func (h *heads) ask(seqs [wire.Partitions]int64) (topics []*topic, since map[int]int64, all bool) {
-	events, back := int64(0), false
-	since = make(map[int]int64)
-	for p, seq := range seqs {
-		if seq != h.seqs[p] {
-			since[p] = h.seqs[p]
-			events += seq - h.seqs[p]
-			back = back || seq < h.seqs[p]
-		}
-	}
-	h.b.mu.RLock()
-	defer h.b.mu.RUnlock()
-	var moved []*topic
-	for _, t := range h.b.topics {
-		t.mu.Lock()
-		switch _, moves := since[t.partition]; {
-		case t.unsure(len(t.subs) > 0):
-			topics = append(topics, t)
-		case moves || seqs[t.partition] != h.then[t.partition]:
-			moved = append(moved, t)
-		}
-		t.mu.Unlock()
-	}
-	if back || events >= int64(len(moved)) || time.Since(h.reviewed) >= headReview {
-		return append(topics, moved...), nil, true
-	}
-	return topics, since, false
-}
-
-// follow reads which topics moved and looks for logs that are behind.
-func (h *heads) follow(ctx context.Context, epoch string, since map[int]int64) error {
-	now, heads, err := h.b.journal.Moved(ctx, since)
-	if err != nil {
-		return err
-	}
-	if now != epoch {
-		h.kick()
-		return errEpoch
-	}
-	var behind []*topic
-	for name, head := range heads {
-		if t := h.b.topic(name); t != nil {
-			t.mu.Lock()
-			t.grew(epoch, head)
-			t.mu.Unlock()
-			if t.behind() {
-				behind = append(behind, t)
-			}
-		}
-	}
-	h.mend(behind)
-	return nil
-}
-
-// mend heals logs that are behind: together while events come by polling.
-func (h *heads) mend(behind []*topic) {
-	if h.b.pushUp.Load() {
-		for _, t := range behind {
-			h.suspect(t)
-		}
-		return
-	}
-	for batch := range slices.Chunk(behind, healBatch) {
-		h.b.spawn(func(ctx context.Context) { h.b.healTogether(ctx, batch) }) // ends when these are whole, or cannot be made so now
-	}
 }
 
 // compare reads the heads of a batch of topics and looks for logs that are behind, or ahead.
@@ -203,7 +128,8 @@ func (h *heads) compare(ctx context.Context, epoch string, topics []*topic) erro
 		h.kick()
 		return errEpoch
 	}
-	var behind []*topic
+	polled := !h.b.pushUp.Load()
+	var lagging []*topic
 	for i, t := range topics {
 		t.mu.Lock()
 		back := t.saw(looks[i], epoch, positions[i].Head)
@@ -212,11 +138,15 @@ func (h *heads) compare(ctx context.Context, epoch string, topics []*topic) erro
 			h.b.log.Error("the database went back behind what was known to exist", "topic", t.name,
 				"head", positions[i].Head, "known", looks[i].want, "epoch", epoch)
 			h.b.recheck(t)
+		} else if t.behind() && polled {
+			lagging = append(lagging, t)
 		} else if t.behind() {
-			behind = append(behind, t)
+			h.suspect(t)
 		}
 	}
-	h.mend(behind)
+	for batch := range slices.Chunk(lagging, healBatch) {
+		h.b.spawn(func(ctx context.Context) { h.b.healTogether(ctx, batch) }) // ends when these are whole, or cannot be made so now
+	}
 	return nil
 }
 

@@ -15,8 +15,6 @@ type Journal interface {
 	Positions(ctx context.Context, questions []wire.Question) (epoch string, positions []wire.Position, err error)
 	// Seqs reads how far each partition is sequenced: cheap, and different whenever any head is.
 	Seqs(ctx context.Context) (epoch string, seqs [wire.Partitions]int64, err error)
-	// Moved reads the topics that have got events in some partitions since these seqs, with their heads: as many rows as there were events.
-	Moved(ctx context.Context, since map[int]int64) (epoch string, heads map[string]int64, err error)
 	// Range reads encoded events after an offset, at most limit and about 512 KiB (always at least one if there is
 	// one). They begin at after+1 and are contiguous; none means that after+1 is past retention or not there yet.
 	Range(ctx context.Context, topic string, after int64, limit int) (epoch string, frames [][]byte, err error)

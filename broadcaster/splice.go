@@ -110,13 +110,6 @@ func (f *feed) saw(l look, epoch string, head int64) (back bool) {
 	return false
 }
 
-// grew says where the head was at a moment that no look was taken at: it may have been further, and is no evidence of anything lost.
-func (f *feed) grew(epoch string, head int64) {
-	if epoch == f.channel.Epoch {
-		f.raise(head)
-	}
-}
-
 // hole is a run that the log lacks.
 type hole struct {
 	place

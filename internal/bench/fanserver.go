@@ -132,10 +132,6 @@ func (j benchJournal) Seqs(context.Context) (string, [wire.Partitions]int64, err
 	return benchEpoch, [wire.Partitions]int64{}, nil
 }
 
-func (j benchJournal) Moved(context.Context, map[int]int64) (string, map[string]int64, error) {
-	return benchEpoch, nil, nil
-}
-
 func (j benchJournal) Range(context.Context, string, int64, int) (string, [][]byte, error) {
 	return benchEpoch, nil, nil
 }

@@ -19,9 +19,6 @@ var positionsSQL string
 //go:embed seqs.sql
 var seqsSQL string
 
-//go:embed moved.sql
-var movedSQL string
-
 //go:embed range.sql
 var rangeSQL string
 
@@ -105,36 +102,6 @@ func (r *Reader) Seqs(ctx context.Context) (string, [wire.Partitions]int64, erro
 	}
 	r.epoch.Store(epoch)
 	return *epoch, seqs, nil
-}
-
-// Moved implements broadcaster.Journal.
-func (r *Reader) Moved(ctx context.Context, since map[int]int64) (string, map[string]int64, error) {
-	partitions, seqs := make([]int16, 0, len(since)), make([]int64, 0, len(since))
-	for p, seq := range since {
-		partitions, seqs = append(partitions, int16(p)), append(seqs, seq)
-	}
-	rows, err := r.pool.Query(ctx, movedSQL, partitions, seqs)
-	if err != nil {
-		return "", nil, fmt.Errorf("read what moved in %d partitions: %w", len(since), err)
-	}
-	heads := make(map[string]int64)
-	var epoch *string
-	var topic string
-	var head int64
-	_, err = pgx.ForEachRow(rows, []any{&epoch, &topic, &head}, func() error {
-		if topic != "" {
-			heads[topic] = head
-		}
-		return nil
-	})
-	if err != nil {
-		return "", nil, fmt.Errorf("read what moved in %d partitions: %w", len(since), err)
-	}
-	if epoch == nil {
-		return "", nil, errNoEpoch
-	}
-	r.epoch.Store(epoch)
-	return *epoch, heads, nil
 }
 
 // Range implements broadcaster.Journal.
