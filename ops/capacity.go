@@ -236,7 +236,7 @@ func CapacityFor(l Load) (*Capacity, error) {
 	out.Parts = append(out.Parts, Part{"Redis", shards, redis, l.Topics * min(l.Kept, keptInRedis) * (l.Bytes + c(redisStored)) / float64(shards), why})
 
 	if l.Events > oneDatabase {
-		out.Beyond = append(out.Beyond, fmt.Sprintf("%.0f events/s are more than one Postgres is known to number (%d): spread topics over several, each with broadcasters of its own (docs/adr/0026)", l.Events, oneDatabase))
+		out.Beyond = append(out.Beyond, fmt.Sprintf("%.0f events/s are more than one Postgres is known to number (%d): spread topics over several (--shard, docs/deploying.md)", l.Events, oneDatabase))
 	}
 	if shards > 32 {
 		out.Beyond = append(out.Beyond, "a cluster has at most 32 masters with work, one for each partition")
