@@ -58,6 +58,7 @@ func (b *Broadcaster) verify(ctx context.Context, token string) (*auth.Identity,
 		b.undecided.Do(func() { b.log.Warn("tokens cannot be checked", "error", err) })
 	}
 	b.metrics.tokens.WithLabelValues(outcome).Inc()
+	b.tokens.of(outcome).add(time.Now())
 	return who, err
 }
 
@@ -196,6 +197,7 @@ func (s *session) expire(now time.Time) bool {
 // overstay ends a session whose time is up. Called with mu held.
 func (s *session) overstay(code wire.CloseCode) {
 	s.b.metrics.expired.Inc()
+	s.b.tokens.expired.add(time.Now())
 	s.closed = true // nothing is written any more
 	s.drained.Broadcast()
 	s.b.spawn(func(context.Context) { s.sink.close(code) }) // ends within the WebSocket's closing timeout

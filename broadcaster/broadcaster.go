@@ -167,6 +167,7 @@ type Broadcaster struct {
 	stream       stream.Stream
 	subscription stream.Subscription
 	metrics      *metrics
+	tokens       tokensLately
 	joiner       *joiner
 	heads        *heads
 	replayer     *replayer

@@ -20,11 +20,33 @@ type State struct {
 	Subscriptions int    `json:"subscriptions"`
 	Topics        int    `json:"topics"` // with a log in memory
 	Behind        int    `json:"behind"` // topics whose log lacks events that are known to exist
+	Tokens        Tokens `json:"tokens"`
+}
+
+// Tokens is what became of tokens in the last minute.
+type Tokens struct {
+	Accepted    int `json:"accepted"`
+	Refused     int `json:"refused"`
+	Unavailable int `json:"unavailable"` // could not be checked
+	Expired     int `json:"expired"`     // sessions that ended since no newer one came in time
+}
+
+// tokensLately counts for Tokens.
+type tokensLately struct{ accepted, refused, unavailable, expired lately }
+
+// of is the count of an outcome of a check.
+func (t *tokensLately) of(outcome string) *lately {
+	return map[string]*lately{"accepted": &t.accepted, "refused": &t.refused, "unavailable": &t.unavailable}[outcome]
+}
+
+func (t *tokensLately) sum() Tokens {
+	now := time.Now()
+	return Tokens{t.accepted.sum(now), t.refused.sum(now), t.unavailable.sum(now), t.expired.sum(now)}
 }
 
 // State counts. It looks at every topic, and is for people who ask, not for a loop.
 func (b *Broadcaster) State() State {
-	s := State{Node: b.cfg.Node, Epoch: b.Epoch(), Push: b.pushUp.Load(), Polling: b.polling()}
+	s := State{Node: b.cfg.Node, Epoch: b.Epoch(), Push: b.pushUp.Load(), Polling: b.polling(), Tokens: b.tokens.sum()}
 	if err := b.Ready(); err != nil {
 		s.Ready = err.Error()
 	}

@@ -24,6 +24,13 @@ func TestFindings(t *testing.T) {
 		s.Nodes[0].Counters = map[string]float64{answered + "/gap": gaps}
 		return s
 	}
+	tokens := func(of ...broadcaster.Tokens) *Status {
+		s := &Status{}
+		for _, t := range of {
+			s.Nodes = append(s.Nodes, node(Identity{Broadcaster: &broadcaster.State{Node: "b", Tokens: t}}).Nodes...)
+		}
+		return s
+	}
 	for name, c := range map[string]struct {
 		s     *Status
 		level Level
@@ -32,6 +39,10 @@ func TestFindings(t *testing.T) {
 		"a certificate of 8 days":   {node(Identity{Certificates: in(8 * 24 * time.Hour)}), "", "certificate"},
 		"of 3 days":                 {node(Identity{Certificates: in(3 * 24 * time.Hour)}), Warning, "its certificate for clients expires in"},
 		"of yesterday":              {node(Identity{Certificates: in(-24 * time.Hour)}), Problem, "its certificate for clients has expired"},
+		"tokens that are renewed":   {tokens(broadcaster.Tokens{Expired: 500, Accepted: 100}, broadcaster.Tokens{Accepted: 395, Refused: 20, Unavailable: 20}), "", "tokens"},
+		"that are not":              {tokens(broadcaster.Tokens{Expired: 500, Accepted: 100}, broadcaster.Tokens{Accepted: 379}), Problem, "expired and are not renewed"},
+		"that cannot be checked":    {tokens(broadcaster.Tokens{Unavailable: 20}, broadcaster.Tokens{Unavailable: 1}), Problem, "cannot be checked"},
+		"that are refused":          {tokens(broadcaster.Tokens{Refused: 21}), Warning, "are refused"},
 		"a fresh canary":            {node(Identity{Canary: &CanaryState{Age: 1}}), "", "does not arrive"},
 		"an old one":                {node(Identity{Canary: &CanaryState{Age: 11, Why: "it hangs"}}), Problem, "what is committed does not arrive at its clients"},
 		"of a node that is drained": {node(Identity{Canary: &CanaryState{Age: 11}, Broadcaster: &broadcaster.State{Drained: true}}), "", "does not arrive"},
@@ -43,6 +54,7 @@ func TestFindings(t *testing.T) {
 			var list []Finding
 			add := func(f Finding) { list = append(list, f) }
 			findRedis(c.s, add)
+			findTokens(c.s, add)
 			for _, n := range c.s.Nodes {
 				(&Console{}).findNode(c.s, n, add)
 			}
