@@ -48,7 +48,7 @@ export async function act(order) {
   };
   body.append(h('p', { class: 'muted' }, 'Looking at how things are…'));
   foot.append(close);
-  d.showModal();
+  if (!d.open) d.showModal(); // it is, when one action leads to the next
   const gone = () => mine !== turn;
 
   let p;
