@@ -26,9 +26,10 @@ func (f *feed) found(h hole, run stream.Run) {
 	}
 }
 
-// Follower is one subscription of a topic, by a token of a subject.
+// Follower is one subscription of a topic.
 type Follower struct {
 	Session string `json:"session"`
+	Subject string `json:"subject,omitempty"` // of its token
 	Address string `json:"address,omitempty"` // the network that limits count it to; "" for this machine
 	Live    bool   `json:"live"`              // its cursor has been checked
 	Cursor  int64  `json:"cursor"`            // of a live one: everything up to here was given to its socket
@@ -68,16 +69,23 @@ func (sub *subscription) follower(to int64) Follower {
 	s := sub.s
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	f := Follower{Session: s.id, Live: sub.state == subLive && sub.epoch == s.b.Epoch(), Waiting: s.flushing}
+	f := sub.followerLocked()
+	if f.Live && to > sub.ahead && to > sub.cursor {
+		sub.ahead = to
+		s.wakeLocked(sub)
+	}
+	return f
+}
+
+// followerLocked says where a subscription stands. Called with the session's mu held.
+func (sub *subscription) followerLocked() Follower {
+	s := sub.s
+	f := Follower{Session: s.id, Subject: sub.subject, Live: sub.state == subLive && sub.epoch == s.b.Epoch(), Waiting: s.flushing}
 	if s.from.IsValid() {
 		f.Address = s.from.String()
 	}
 	if f.Live {
 		f.Cursor = sub.cursor
-		if to > sub.ahead && to > sub.cursor {
-			sub.ahead = to
-			s.wakeLocked(sub)
-		}
 	}
 	return f
 }

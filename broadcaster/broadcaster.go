@@ -168,6 +168,7 @@ type Broadcaster struct {
 	subscription stream.Subscription
 	metrics      *metrics
 	tokens       tokensLately
+	slow         atomic.Int64 // clients, as last looked
 	joiner       *joiner
 	heads        *heads
 	replayer     *replayer
@@ -275,6 +276,7 @@ func (b *Broadcaster) beat(now time.Time) {
 	}
 	b.mu.RUnlock()
 	b.metrics.slow.Set(float64(slow))
+	b.slow.Store(int64(slow))
 }
 
 // keepTime sends heartbeats and forgets unused topics.

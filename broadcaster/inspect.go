@@ -19,6 +19,7 @@ type State struct {
 	Users         int    `json:"users"` // subjects of tokens that are connected
 	Subscriptions int    `json:"subscriptions"`
 	Topics        int    `json:"topics"` // with a log in memory
+	Slow          int    `json:"slow"`   // clients that have not taken a message for a second or more, as last looked
 	Behind        int    `json:"behind"` // topics whose log lacks events that are known to exist
 	Tokens        Tokens `json:"tokens"`
 }
@@ -52,7 +53,7 @@ func (b *Broadcaster) State() State {
 	}
 	b.mu.RLock()
 	defer b.mu.RUnlock()
-	s.Drained, s.Connections, s.Topics = b.held, len(b.sessions), len(b.topics)
+	s.Drained, s.Connections, s.Topics, s.Slow = b.held, len(b.sessions), len(b.topics), int(b.slow.Load())
 	for _, u := range b.users {
 		if u.connections > 0 {
 			s.Users++
@@ -85,6 +86,7 @@ type ClientState struct {
 	Subscriptions int       `json:"subscriptions"`
 	Behind        int64     `json:"behind"`  // events that it has yet to be sent, all subscriptions together
 	Waiting       bool      `json:"waiting"` // something is being written to it, or about to be
+	Slow          bool      `json:"slow"`    // it has not taken that for a second or more
 }
 
 // Clients lists connections by session, after one; at most limit. subject, if not "", chooses those of one.
@@ -126,7 +128,7 @@ func (b *Broadcaster) ClientsBehind(limit int) []ClientState {
 func (s *session) clientState() ClientState {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	c := ClientState{Session: s.id, Since: s.came, Subscriptions: len(s.subs), Waiting: s.flushing}
+	c := ClientState{Session: s.id, Since: s.came, Subscriptions: len(s.subs), Waiting: s.flushing, Slow: s.isSlow(time.Now())}
 	if s.who != nil {
 		c.Subject = s.who.Subject
 	}
@@ -152,8 +154,13 @@ type TopicState struct {
 	Subscribers int    `json:"subscribers"`
 	Joining     int    `json:"joining"` // of these, not yet live
 	Behind      int    `json:"behind"`  // of the live ones, not yet sent everything
-	Slowest     int64  `json:"slowest"` // the lowest offset up to which a live one was sent everything; Head if there is none
+	// Laggards are those that are furthest behind, at most 10, the last first.
+	Laggards []Follower `json:"laggards,omitempty"`
+	Slowest  int64      `json:"slowest"` // the lowest offset up to which a live one was sent everything; Head if there is none
 }
+
+// laggards is how many that are behind a topic are named: enough to see what they have in common.
+const laggards = 10
 
 // Topics lists topics that follow after in the order of their names, at most limit.
 func (b *Broadcaster) Topics(after string, limit int) []TopicState {
@@ -182,12 +189,12 @@ func (b *Broadcaster) Topic(name string) (TopicState, bool) {
 		return TopicState{}, false
 	}
 	t.mu.Lock()
-	defer t.mu.Unlock()
 	s := TopicState{Topic: name, Epoch: t.channel.Epoch, Head: t.head(), Confirmed: t.confirmed, Subscribers: len(t.subs)}
 	s.Slowest = s.Head
 	t.log.mu.RLock()
 	s.First, s.Last = t.log.first, t.log.next-1
 	t.log.mu.RUnlock()
+	var behind []Follower
 	for _, sub := range t.subs {
 		sub.s.mu.Lock()
 		switch {
@@ -196,9 +203,15 @@ func (b *Broadcaster) Topic(name string) (TopicState, bool) {
 		case sub.cursor < s.Head:
 			s.Behind++
 			s.Slowest = min(s.Slowest, sub.cursor)
+			behind = append(behind, sub.followerLocked())
 		}
 		sub.s.mu.Unlock()
 	}
+	t.mu.Unlock()
+	slices.SortFunc(behind, func(x, y Follower) int {
+		return cmp.Or(cmp.Compare(x.Cursor, y.Cursor), cmp.Compare(x.Session, y.Session))
+	})
+	s.Laggards = behind[:min(laggards, len(behind))]
 	return s, true
 }
 

@@ -43,6 +43,8 @@ func TestFindings(t *testing.T) {
 		"that are not":              {tokens(broadcaster.Tokens{Expired: 500, Accepted: 100}, broadcaster.Tokens{Accepted: 379}), Problem, "expired and are not renewed"},
 		"that cannot be checked":    {tokens(broadcaster.Tokens{Unavailable: 20}, broadcaster.Tokens{Unavailable: 1}), Problem, "cannot be checked"},
 		"that are refused":          {tokens(broadcaster.Tokens{Refused: 21}), Warning, "are refused"},
+		"few slow clients":          {node(Identity{Broadcaster: &broadcaster.State{Node: "b1", Slow: 6, Connections: 1000}}), "", "have taken nothing"},
+		"too many":                  {node(Identity{Broadcaster: &broadcaster.State{Node: "b1", Slow: 6, Connections: 100}}), Warning, "6 clients have taken nothing"},
 		"a fresh canary":            {node(Identity{Canary: &CanaryState{Age: 1}}), "", "does not arrive"},
 		"an old one":                {node(Identity{Canary: &CanaryState{Age: 11, Why: "it hangs"}}), Problem, "what is committed does not arrive at its clients"},
 		"of a node that is drained": {node(Identity{Canary: &CanaryState{Age: 11}, Broadcaster: &broadcaster.State{Drained: true}}), "", "does not arrive"},

@@ -36,6 +36,8 @@ const (
 	certificateSoon = 7 * 24 * time.Hour
 	// tokensAmiss is how many tokens may be refused, or expire without a newer one, in a minute before it is told: as the alerts have it.
 	tokensAmiss = 20
+	// clientsSlow is how many clients of a node, and more than 1%, may be slow before it is told: as the alert has it.
+	clientsSlow = 5
 	// findingsOfAKind bounds how many topics are named; the rest are counted.
 	findingsOfAKind = 10
 	// clockOff is how far the clock of a node may be from the database's.
@@ -216,6 +218,10 @@ func (c *Console) findNode(s *Status, n *Node, add func(Finding)) {
 	if s.Database.Up && b.Epoch != "" && s.Database.Epoch != "" && b.Epoch != s.Database.Epoch {
 		add(Finding{Level: Warning, Hop: hop, What: "it is in epoch " + b.Epoch + ", the database in " + s.Database.Epoch, Affects: plural(b.Connections, "client"),
 			Help: "it moves within a second; if it does not, it reads another database"})
+	}
+	if b.Slow > clientsSlow && b.Slow*100 > b.Connections {
+		add(Finding{Level: Warning, Hop: hop, What: plural(b.Slow, "client") + " have taken nothing of what they are sent for a second or more", Affects: "these clients; nobody else waits for them",
+			Help: "see who: commitcast ops clients --behind --only=" + b.Node + "; one subject or network: its owner, or commitcast ops disconnect SUBJECT"})
 	}
 	if b.Behind > 0 {
 		add(Finding{Level: Warning, Hop: hop, What: plural(b.Behind, "topic") + " are behind what exists", Affects: "their subscribers there",

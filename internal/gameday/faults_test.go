@@ -153,7 +153,7 @@ var faults = []fault{
 		setUp:  options{tokens: true},
 		alert:  "CommitcastSlowClients",
 		breaks: slowProgram,
-		shows:  []look{{"commitcast ops clients", []string{`slow-program +this machine +\S+ +1 +[1-9]`}}},
+		shows:  []look{{"commitcast ops stuck", []string{"clients have taken nothing of what they are sent"}}, {"commitcast ops clients --behind", []string{`slow-program +this machine +\S+ +1 +[1-9]`}}},
 		screen: "slow-program", page: "#/clients",
 		cure: func(s *system, book section) {
 			book.says("tell its owner")
