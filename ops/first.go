@@ -195,13 +195,13 @@ func (c *Console) GoFirst(ctx context.Context, p *Plan, subject string, each fun
 		if err := c.goFirst(ctx, f, each); err != nil {
 			return "", err
 		}
-		if err := seenParked(ctx, c.pool, p.Topic, p.Parked); err != nil {
+		if err := wrap("looking at the topic again", seenParked(ctx, c.pool, p.Topic, p.Parked)); err != nil {
 			return "", err
 		}
 		all, _, at := f.standing()
 		return fmt.Sprintf("done: %s at %d or later", plural(all, "subscription"), at), nil
 	})
-	return f, wrap("sending "+subject+" ahead", err)
+	return f, err
 }
 
 func (c *Console) goFirst(ctx context.Context, f *First, each func(*First)) error {
