@@ -16,6 +16,9 @@ const (
 	joinBatch = 500
 	// joinTimeout bounds that read.
 	joinTimeout = 5 * time.Second
+	// joinRest is how many times as long as a read took there is none, and joinRestMost how long at most: so those who subscribe without end
+	// take a quarter of a session's time from the database, in larger batches, and not all of it.
+	joinRest, joinRestMost = 3, 20 * time.Millisecond
 )
 
 // joiner takes subscriptions from registered to live: once their channel is confirmed it reads heads and checks
@@ -56,7 +59,13 @@ func (j *joiner) run(ctx context.Context) {
 	for {
 		ready, again := j.take(time.Now())
 		if len(ready) > 0 {
+			began := time.Now()
 			j.join(ctx, ready)
+			select {
+			case <-ctx.Done():
+				return
+			case <-time.After(min(joinRest*time.Since(began), joinRestMost)):
+			}
 			continue
 		}
 		var wait <-chan time.Time

@@ -489,18 +489,17 @@ BEGIN
     IF p_offset > coalesce(t.head, 0) THEN
         RETURN 'ahead';
     END IF;
-    IF p_offset > 0 THEN
+    IF p_offset = coalesce(t.head, 0) THEN      -- nothing is missing, also past retention
+        RETURN CASE WHEN p_offset > 0 AND (SELECT ordinal FROM commitcast.epoch WHERE name = t.head_epoch) > seen THEN 'epoch' END;
+    END IF;
+    -- No row is of a later epoch than the newest, and where row n is, row n+1 is: one look tells.
+    IF p_offset > 0 AND EXISTS (SELECT FROM commitcast.epoch WHERE ordinal > seen) THEN
         SELECT epoch INTO row_epoch FROM commitcast.journal WHERE topic = p_topic AND "offset" = p_offset;
-        IF row_epoch IS NULL AND p_offset = t.head THEN
-            row_epoch := t.head_epoch;      -- past retention, but nothing is missing after it
-        END IF;
         IF row_epoch IS NOT NULL THEN
             RETURN CASE WHEN (SELECT ordinal FROM commitcast.epoch WHERE name = row_epoch) > seen THEN 'epoch' END;
         END IF;
-    ELSIF t.head IS NULL THEN
-        RETURN NULL;                        -- a topic without events
     END IF;
-    -- The row itself is gone; the next one decides whether anything is missing.
+    -- The row itself is gone, or need not be asked; the next one decides whether anything is missing.
     SELECT epoch INTO row_epoch FROM commitcast.journal WHERE topic = p_topic AND "offset" = p_offset + 1;
     IF row_epoch IS NULL THEN
         RETURN 'trimmed';

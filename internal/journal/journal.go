@@ -45,14 +45,19 @@ var errNoEpoch = errors.New("the database has no epoch yet; run: commitcast migr
 
 // Positions implements broadcaster.Journal.
 func (r *Reader) Positions(ctx context.Context, questions []wire.Question) (string, []wire.Position, error) {
-	topics := make([]string, len(questions))
-	epochs := make([]string, len(questions))
-	offsets := make([]int64, len(questions))
-	subjects := make([]string, len(questions))
+	var topics, epochs []string
+	var offsets []int64
+	which, subjects := make([]int64, len(questions)), make([]string, len(questions))
+	places := make(map[wire.Question]int64)
 	for i, q := range questions {
-		topics[i], epochs[i], offsets[i], subjects[i] = q.Topic, q.Cursor.Epoch, q.Cursor.Offset, q.Subject
+		subjects[i], q.Subject = q.Subject, ""
+		if places[q] == 0 {
+			topics, epochs, offsets = append(topics, q.Topic), append(epochs, q.Cursor.Epoch), append(offsets, q.Cursor.Offset)
+			places[q] = int64(len(topics))
+		}
+		which[i] = places[q]
 	}
-	rows, err := r.pool.Query(ctx, positionsSQL, topics, epochs, offsets, subjects)
+	rows, err := r.pool.Query(ctx, positionsSQL, topics, epochs, offsets, which, subjects)
 	if err != nil {
 		return "", nil, fmt.Errorf("read positions of %d topics: %w", len(questions), err)
 	}
