@@ -54,6 +54,7 @@ func TestRedriveToOneClientFirst(t *testing.T) {
 		}
 	}
 	refused(5, "is not set aside", "t", "--first=ann", "--yes")
+	refused(2, "one client first is for a topic that is set aside", "t", "--first=ann", "--from=1", "--yes")
 	refused(1, "nope", "nope", "--first=ann", "--yes")
 	if _, stderr, code := operate(t, database, url, "park", "t", "--yes"); code != 0 {
 		t.Fatalf("park: %d, %s", code, stderr)
@@ -66,7 +67,7 @@ func TestRedriveToOneClientFirst(t *testing.T) {
 	}
 	before := len(records())
 	refused(1, `no client with a token of the subject "eve" follows "t", at any of 2 broadcasters`, "t", "--first=eve", "--yes")
-	refused(2, "one client first is for a topic that is set aside", "t", "--first=ann", "--from=1", "--yes")
+	refused(5, "redrive it without a range", "t", "--first=ann", "--from=1", "--yes")
 	if n := len(records()); n != before {
 		t.Errorf("%d records of what was not done", n-before)
 	}
