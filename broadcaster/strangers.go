@@ -13,7 +13,7 @@ import (
 const (
 	// seatEvery is how long a seat stays empty whose stranger has come to nothing, one such seat after the other: so what those cost, a
 	// handshake and a close, has a bound, and comes evenly. The seat of one that has said who it is, is free at once.
-	seatEvery = 10 * time.Millisecond
+	seatEvery = 20 * time.Millisecond
 	// strangerPatience is how long a client may take to say who it is while others wait for its place: some round trips of a
 	// bad network. While nobody waits it has Config.AuthTimeout.
 	strangerPatience = time.Second

@@ -19,7 +19,7 @@ const (
 	crowdLife = 5 * time.Minute
 	// strikeHold is how long a request of such an address waits for its refusal, at least, and half of what it waits at most.
 	// To refuse it at once would have it come again at once; while it waits, it costs a socket and a timer.
-	strikeHold = 8 * time.Second
+	strikeHold = 12 * time.Second
 	// maxHeld is how many of them wait at once; more are refused at once.
 	maxHeld = 10_000
 )
