@@ -35,7 +35,7 @@ type Tokens struct {
 // tokensLately counts for Tokens.
 type tokensLately struct{ accepted, refused, unavailable, expired lately }
 
-// of is the count of an outcome of a check.
+// of is the count of an outcome of a check; nil of those that are not told.
 func (t *tokensLately) of(outcome string) *lately {
 	return map[string]*lately{"accepted": &t.accepted, "refused": &t.refused, "unavailable": &t.unavailable}[outcome]
 }
