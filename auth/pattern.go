@@ -137,6 +137,33 @@ func (p Pattern) Match(topic string) bool {
 	return rest == ""
 }
 
+// Covers reports whether every topic that q holds is held by p. Patterns that were not filled cover nothing, and nothing covers them.
+func (p Pattern) Covers(q Pattern) bool {
+	if p.unfilled || q.unfilled || len(p.segments) == 0 || len(q.segments) == 0 {
+		return false
+	}
+	for i, s := range p.segments {
+		if i >= len(q.segments) || s.sep != q.segments[i].sep {
+			return false
+		}
+		of := q.segments[i]
+		empty := of.kind == segmentLiteral && of.text == ""
+		switch s.kind {
+		case segmentRest:
+			return !empty || i+1 < len(q.segments)
+		case segmentAny:
+			if empty || of.kind == segmentRest {
+				return false
+			}
+		default:
+			if of.kind != segmentLiteral || of.text != s.text {
+				return false
+			}
+		}
+	}
+	return len(p.segments) == len(q.segments)
+}
+
 // Equal reports whether two patterns are written alike, and filled with the same.
 func (p Pattern) Equal(q Pattern) bool {
 	return p.text == q.text && slices.Equal(p.segments, q.segments)

@@ -72,6 +72,47 @@ func TestPatterns(t *testing.T) {
 	}
 }
 
+func TestCovers(t *testing.T) {
+	for _, c := range []struct {
+		p, q string
+		want bool
+	}{
+		{"a", "a", true}, {"a", "b", false}, {"a", "a:b", false}, {"a:*", "a", false}, {"a:*", "a:b", true}, {"a:*", "a:*", true}, {"a:*", "a/*", false},
+		{"a:*", "a:**", false}, {"a:**", "a:*", true}, {"a:**", "a:b:c/**", true}, {"a:**", "a", false}, {"a:b", "a:*", false}, {"**", "a", true}, {"**", "**", true},
+		{"*", "a", true}, {"*", "a:b", false}, {"a:*", "a:", false}, {"a:**", "a:", false}, {"a:**", "a::", true}, {"a:", "a:", true},
+		{"{sub}", "{sub}", false}, {"**", "{sub}", false}, {"{sub}", "a", false},
+	} {
+		p, err := auth.ParsePattern(c.p)
+		if err != nil {
+			t.Fatal(err)
+		}
+		q, err := auth.ParsePattern(c.q)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if p.Covers(q) != c.want {
+			t.Errorf("%s covers %s: %v", c.p, c.q, !c.want)
+		}
+	}
+	if (auth.Pattern{}).Covers(auth.Pattern{}) {
+		t.Error("the zero Pattern covers something")
+	}
+}
+
+// FuzzCovers: what a covered pattern holds, the one that covers it holds as well.
+func FuzzCovers(f *testing.F) {
+	for _, seed := range [][3]string{{"a:**", "a:*", "a:b"}, {"a:*", "a:b", "a:b"}, {"**", "a::", "a::"}, {"a:**", "a:", "a:"}} {
+		f.Add(seed[0], seed[1], seed[2])
+	}
+	f.Fuzz(func(t *testing.T, wide, narrow, topic string) {
+		p, err := auth.ParsePattern(wide)
+		q, other := auth.ParsePattern(narrow)
+		if err == nil && other == nil && p.Covers(q) && q.Match(topic) && !p.Match(topic) {
+			t.Fatalf("%s covers %s, and does not hold %s", wide, narrow, topic)
+		}
+	})
+}
+
 // FuzzPattern compares patterns with regular expressions that say the same.
 func FuzzPattern(f *testing.F) {
 	for _, seed := range [][3]string{{"market:*", "market:1", "7"}, {"user:{sub}/**", "user:7/x", "7"}, {"**", "a:b", ""}, {"a:*/c", "a:b/c", "a:b"},

@@ -80,7 +80,7 @@ func (sub *subscription) follower(to int64) Follower {
 // followerLocked says where a subscription stands. Called with the session's mu held.
 func (sub *subscription) followerLocked() Follower {
 	s := sub.s
-	f := Follower{Session: s.id, Subject: sub.subject, Live: sub.state == subLive && sub.epoch == s.b.Epoch(), Waiting: s.flushing}
+	f := Follower{Session: s.id, Subject: sub.subject, Live: sub.state == subLive && sub.epoch == sub.t.shard.Epoch(), Waiting: s.flushing}
 	if s.from.IsValid() {
 		f.Address = s.from.String()
 	}

@@ -12,6 +12,7 @@ import (
 	"net/netip"
 	"os"
 	"path"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -99,6 +100,8 @@ type Config struct {
 	Trace func(wire.Span)
 	// Registerer receives the metrics. Default: none.
 	Registerer prometheus.Registerer
+	// Shards are further databases, and the topics that they hold. Default: none, the Journal given to New holds every topic.
+	Shards []Shard
 }
 
 func (c Config) withDefaults() (Config, error) {
@@ -163,18 +166,14 @@ func setDefault[T comparable](v *T, to T) {
 type Broadcaster struct {
 	cfg          Config
 	log          *slog.Logger
-	journal      Journal
 	stream       stream.Stream
 	subscription stream.Subscription
 	metrics      *metrics
 	tokens       tokensLately
-	slow         atomic.Int64 // clients, as last looked
-	joiner       *joiner
-	heads        *heads
-	replayer     *replayer
+	slow         atomic.Int64   // clients, as last looked
+	shards       []*shard       // the first holds every topic that no other does
 	undecided    rate.Sometimes // logs that tokens cannot be checked: each client would cost a line
 
-	epoch     atomic.Pointer[string] // "" until the database was asked; written under mu
 	mu        sync.RWMutex
 	topics    map[string]*topic
 	sessions  map[*session]struct{}
@@ -191,9 +190,8 @@ type Broadcaster struct {
 	later     bool // seatOthers will be called
 	users     map[string]*user
 
-	pushUp     push        // the stream's subscription is live
-	pushTried  atomic.Bool // it has been down: do not wait for it
-	databaseUp atomic.Bool
+	pushUp    push        // the stream's subscription is live
+	pushTried atomic.Bool // it has been down: do not wait for it
 
 	ctx       context.Context // of all goroutines; ends after the drain
 	cancel    context.CancelFunc
@@ -214,7 +212,7 @@ func New(j Journal, s stream.Stream, cfg Config) (*Broadcaster, error) {
 		return nil, err
 	}
 	b := &Broadcaster{
-		cfg: cfg, log: cfg.Logger, journal: j, stream: s,
+		cfg: cfg, log: cfg.Logger, stream: s,
 		topics:    make(map[string]*topic),
 		sessions:  make(map[*session]struct{}),
 		addresses: make(map[netip.Prefix]*address),
@@ -225,7 +223,6 @@ func New(j Journal, s stream.Stream, cfg Config) (*Broadcaster, error) {
 	}
 	b.room.most, b.windows.most = int64(cfg.LogMemory), windowsBytes
 	b.undecided.Interval = 10 * time.Second
-	b.epoch.Store(new(string))
 	b.ctx, b.cancel = context.WithCancel(context.Background())
 	b.metrics = newMetrics(cfg.Registerer)
 	if cfg.Registerer != nil {
@@ -233,10 +230,9 @@ func New(j Journal, s stream.Stream, cfg Config) (*Broadcaster, error) {
 	}
 	b.room.measure(cfg.Registerer, "log_bytes", "Memory of the logs of all topics, in bytes.")
 	b.windows.measure(cfg.Registerer, "window_bytes", "Memory of the windows of conflating subscribers that are behind, in bytes.")
-	b.joiner = &joiner{b: b, kicked: make(chan struct{}, 1)}
-	b.heads = &heads{b: b, kicked: make(chan struct{}, 1), polled: make(chan struct{}),
-		suspects: make(map[*topic]struct{})}
-	b.replayer = newReplayer(b)
+	if b.shards, err = newShards(b, j, cfg.Shards); err != nil {
+		return nil, err
+	}
 	b.subscription = s.NewSubscription(hears{b})
 	return b, nil
 }
@@ -249,10 +245,14 @@ func (b *Broadcaster) Run(ctx context.Context) error {
 		if err := b.stream.Ping(ctx); err != nil {
 			b.pushTried.Store(true)
 		}
-		b.heads.kick()
-		b.heads.run(ctx)
+		for _, sh := range b.shards {
+			sh.heads.kick()
+			b.spawn(sh.heads.run)
+		}
 	})
-	b.spawn(b.joiner.run)
+	for _, sh := range b.shards {
+		b.spawn(sh.joiner.run)
+	}
 	b.spawn(b.keepTime)
 	<-ctx.Done()
 	b.drain()
@@ -295,7 +295,9 @@ func (b *Broadcaster) keepTime(ctx context.Context) {
 				beaten = now
 				b.beat(now)
 			}
-			b.replayer.forget(now)
+			for _, sh := range b.shards {
+				sh.replayer.forget(now)
+			}
 			b.relieveLogs()
 			if now.Sub(sweep) > topicLinger/3 {
 				sweep = now
@@ -307,9 +309,15 @@ func (b *Broadcaster) keepTime(ctx context.Context) {
 	}
 }
 
-// Epoch is the epoch that this node is in; "" until the database was asked.
+// Epoch is the epoch that this node is in; "" until the database was asked. With [Config.Shards], that of the first of the databases
+// that has answered.
 func (b *Broadcaster) Epoch() string {
-	return *b.epoch.Load()
+	for _, sh := range b.shards {
+		if epoch := sh.Epoch(); epoch != "" {
+			return epoch
+		}
+	}
+	return ""
 }
 
 // Node is the name of this node.
@@ -325,12 +333,16 @@ func (b *Broadcaster) Connections() int {
 // ErrPolling is what Ready wraps while events come by polling the journal instead of by push.
 var ErrPolling = errors.New("the stream is down: events come by polling the journal")
 
+// ErrPartly is what Ready wraps while some databases answer and others do not: topics of these stand still.
+var ErrPartly = errors.New("not every database answers")
+
 // Ready says whether clients should be sent here: nil; or an error that wraps ErrPolling, with which delivery goes on,
-// later; or another error, with which it does not.
+// later, or ErrPartly, with which it goes on for other topics; or another error, with which it does not.
 func (b *Broadcaster) Ready() error {
 	b.mu.RLock()
 	draining, held := b.draining, b.held
 	b.mu.RUnlock()
+	down := b.down()
 	switch {
 	case draining:
 		return errors.New("shutting down")
@@ -338,8 +350,10 @@ func (b *Broadcaster) Ready() error {
 		return errors.New("drained by an operator")
 	case b.Epoch() == "":
 		return errors.New("the database has not answered yet")
-	case !b.databaseUp.Load():
+	case len(down) == len(b.shards):
 		return errors.New("the database does not answer")
+	case len(down) > 0:
+		return fmt.Errorf("%w: not that of %s", ErrPartly, strings.Join(down, ", "))
 	}
 	if b.polling() {
 		return ErrPolling
@@ -362,20 +376,6 @@ func (b *Broadcaster) tryPush(ctx context.Context) {
 	b.mu.RUnlock()
 	if idle && b.polling() && b.stream.Ping(ctx) == nil {
 		b.pushTried.Store(false)
-	}
-}
-
-// sawDatabase notes whether the last look at the heads worked.
-func (b *Broadcaster) sawDatabase(err error) {
-	if err == nil {
-		if !b.databaseUp.Swap(true) {
-			b.log.Info("database answers", "epoch", b.Epoch())
-		}
-		b.readyOnce.Do(func() { close(b.ready) })
-		return
-	}
-	if b.databaseUp.Swap(false) || b.Epoch() == "" {
-		b.log.Warn("database does not answer", "error", err)
 	}
 }
 

@@ -124,7 +124,7 @@ func (b *Broadcaster) askFence(ctx context.Context, who *auth.Identity, topic st
 	}
 	ctx, cancel := context.WithTimeout(ctx, joinTimeout)
 	defer cancel()
-	_, p, err := b.journal.Positions(ctx, []wire.Question{{Topic: topic, Subject: who.Subject}})
+	_, p, err := b.shardOf(topic).journal.Positions(ctx, []wire.Question{{Topic: topic, Subject: who.Subject}})
 	if err != nil || !p[0].Revoked {
 		return nil
 	}

@@ -58,28 +58,36 @@ func newRig(t *testing.T, s stream.Stream, config broadcaster.Config) *rig {
 		config.HeadPoll = 100 * time.Millisecond
 	}
 	config.ResetSpread = time.Millisecond
-	r.b, err = broadcaster.New(r.journal, r.stream, config)
-	if err != nil {
-		t.Fatal(err)
-	}
-	ctx, cancel := context.WithCancel(context.Background())
-	r.stop, r.done = cancel, make(chan struct{})
-	go func() { // ends at cleanup
-		defer close(r.done)
-		r.b.Run(ctx)
-	}()
-	server := httptest.NewServer(r.b.Handler())
-	r.URL = server.URL
+	t.Cleanup(func() { s.Close() })
+	r.b, r.URL, r.stop, r.done = start(t, r.journal, r.stream, config)
 	t.Cleanup(func() {
 		r.journal.clear()
 		r.stream.clear()
-		cancel()
-		<-r.done
-		server.Close()
-		s.Close()
 	})
 	testkit.Eventually(t, 10*time.Second, r.b.Ready, "the broadcaster is ready")
 	return r
+}
+
+// start runs a broadcaster until the test ends.
+func start(t *testing.T, j broadcaster.Journal, s stream.Stream, config broadcaster.Config) (b *broadcaster.Broadcaster, url string, stop context.CancelFunc, done chan struct{}) {
+	t.Helper()
+	b, err := broadcaster.New(j, s, config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, stop := context.WithCancel(context.Background())
+	done = make(chan struct{})
+	go func() { // ends at cleanup
+		defer close(done)
+		b.Run(ctx)
+	}()
+	server := httptest.NewServer(b.Handler())
+	t.Cleanup(func() {
+		stop()
+		<-done
+		server.Close()
+	})
+	return b, server.URL, stop, done
 }
 
 // epoch is the database's.
@@ -203,6 +211,7 @@ type hookJournal struct {
 	mu      sync.Mutex
 	ranges  int
 	failing error
+	hanging context.Context // until it ends, every read waits; nil: none does
 }
 
 func (j *hookJournal) fail(err error) {
@@ -211,14 +220,22 @@ func (j *hookJournal) fail(err error) {
 	j.failing = err
 }
 
-func (j *hookJournal) failure() error {
+func (j *hookJournal) failure(ctx context.Context) error {
 	j.mu.Lock()
-	defer j.mu.Unlock()
-	return j.failing
+	failing, hanging := j.failing, j.hanging
+	j.mu.Unlock()
+	if hanging != nil {
+		select {
+		case <-hanging.Done():
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	return failing
 }
 
 func (j *hookJournal) Positions(ctx context.Context, q []wire.Question) (string, []wire.Position, error) {
-	if err := j.failure(); err != nil {
+	if err := j.failure(ctx); err != nil {
 		return "", nil, err
 	}
 	j.at("before positions")
@@ -228,14 +245,14 @@ func (j *hookJournal) Positions(ctx context.Context, q []wire.Question) (string,
 }
 
 func (j *hookJournal) Seqs(ctx context.Context) (string, [wire.Partitions]int64, error) {
-	if err := j.failure(); err != nil {
+	if err := j.failure(ctx); err != nil {
 		return "", [wire.Partitions]int64{}, err
 	}
 	return j.Journal.Seqs(ctx)
 }
 
 func (j *hookJournal) Range(ctx context.Context, topic string, after int64, limit int) (string, [][]byte, error) {
-	if err := j.failure(); err != nil {
+	if err := j.failure(ctx); err != nil {
 		return "", nil, err
 	}
 	j.mu.Lock()
@@ -249,7 +266,7 @@ func (j *hookJournal) Range(ctx context.Context, topic string, after int64, limi
 }
 
 func (j *hookJournal) Ranges(ctx context.Context, after []wire.Question) (string, [][][]byte, error) {
-	if err := j.failure(); err != nil {
+	if err := j.failure(ctx); err != nil {
 		return "", nil, err
 	}
 	j.mu.Lock()

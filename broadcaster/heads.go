@@ -6,7 +6,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/commitcast/commitcast/stream"
 	"github.com/commitcast/commitcast/wire"
 )
 
@@ -21,9 +20,9 @@ const (
 )
 
 // heads compares what was delivered with what the database says exists: the answer to every loss that the stream
-// does not tell of. It is also the one place that decides in which epoch this node is.
+// does not tell of. It is also the one place that decides in which epoch the shard is.
 type heads struct {
-	b      *Broadcaster
+	shard  *shard
 	kicked chan struct{}
 
 	seqs [wire.Partitions]int64 // as of the last poll; of run alone
@@ -54,10 +53,11 @@ func (h *heads) waitPoll(ctx context.Context) {
 
 // run polls until ctx ends: about every HeadPoll while events are pushed, every DegradedPoll while they are not.
 func (h *heads) run(ctx context.Context) {
+	b := h.shard.b
 	for {
-		interval := h.b.cfg.HeadPoll
-		if !h.b.pushUp.Load() {
-			interval = h.b.cfg.DegradedPoll
+		interval := b.cfg.HeadPoll
+		if !b.pushUp.Load() {
+			interval = b.cfg.DegradedPoll
 		}
 		timer := time.NewTimer(interval*3/4 + jitter(interval/2))
 		select {
@@ -68,12 +68,12 @@ func (h *heads) run(ctx context.Context) {
 			timer.Stop()
 		case <-timer.C:
 		}
-		h.b.tryPush(ctx)
+		b.tryPush(ctx)
 		err := h.poll(ctx)
 		if ctx.Err() != nil {
 			return
 		}
-		h.b.sawDatabase(err)
+		h.shard.saw(err)
 		h.mu.Lock()
 		close(h.polled)
 		h.polled = make(chan struct{})
@@ -84,23 +84,27 @@ func (h *heads) run(ctx context.Context) {
 func (h *heads) poll(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, headTimeout)
 	defer cancel()
-	epoch, seqs, err := h.b.journal.Seqs(ctx)
+	epoch, seqs, err := h.shard.journal.Seqs(ctx)
 	if err != nil {
 		return err
 	}
-	if epoch != h.b.Epoch() {
-		h.b.enterEpoch(epoch)
+	if epoch != h.shard.Epoch() {
+		h.shard.enter(epoch)
 	}
 	var topics []*topic
-	h.b.mu.RLock()
-	for _, t := range h.b.topics {
+	b := h.shard.b
+	b.mu.RLock()
+	for _, t := range b.topics {
+		if t.shard != h.shard {
+			continue
+		}
 		t.mu.Lock()
 		if h.seqs[t.partition] != seqs[t.partition] || t.unsure(len(t.subs) > 0) {
 			topics = append(topics, t)
 		}
 		t.mu.Unlock()
 	}
-	h.b.mu.RUnlock()
+	b.mu.RUnlock()
 	for batch := range slices.Chunk(topics, headBatch) {
 		if err := h.compare(ctx, epoch, batch); err != nil {
 			return err // all are read again, since seqs stay as they are
@@ -120,7 +124,7 @@ func (h *heads) compare(ctx context.Context, epoch string, topics []*topic) erro
 		looks[i] = t.look()
 		t.mu.Unlock()
 	}
-	now, positions, err := h.b.journal.Positions(ctx, questions)
+	now, positions, err := h.shard.journal.Positions(ctx, questions)
 	if err != nil {
 		return err
 	}
@@ -128,16 +132,17 @@ func (h *heads) compare(ctx context.Context, epoch string, topics []*topic) erro
 		h.kick()
 		return errEpoch
 	}
-	polled := !h.b.pushUp.Load()
+	b := h.shard.b
+	polled := !b.pushUp.Load()
 	var lagging []*topic
 	for i, t := range topics {
 		t.mu.Lock()
 		back := t.saw(looks[i], epoch, positions[i].Head)
 		t.mu.Unlock()
 		if back {
-			h.b.log.Error("the database went back behind what was known to exist", "topic", t.name,
+			h.shard.log.Error("the database went back behind what was known to exist", "topic", t.name,
 				"head", positions[i].Head, "known", looks[i].want, "epoch", epoch)
-			h.b.recheck(t)
+			t.recheck()
 		} else if t.behind() && polled {
 			lagging = append(lagging, t)
 		} else if t.behind() {
@@ -145,7 +150,7 @@ func (h *heads) compare(ctx context.Context, epoch string, topics []*topic) erro
 		}
 	}
 	for batch := range slices.Chunk(lagging, healBatch) {
-		h.b.spawn(func(ctx context.Context) { h.b.healTogether(ctx, batch) }) // ends when these are whole, or cannot be made so now
+		b.spawn(func(ctx context.Context) { h.shard.healTogether(ctx, batch) }) // ends when these are whole, or cannot be made so now
 	}
 	return nil
 }
@@ -156,7 +161,7 @@ func (h *heads) suspect(t *topic) {
 	pushed := t.confirmed
 	t.mu.Unlock()
 	if !pushed {
-		h.b.heal(t)
+		h.shard.b.heal(t)
 		return
 	}
 	h.mu.Lock()
@@ -166,46 +171,19 @@ func (h *heads) suspect(t *topic) {
 		return
 	}
 	h.grace = true
-	h.b.after(headGrace, func() {
+	h.shard.b.after(headGrace, func() {
 		h.mu.Lock()
 		suspects := h.suspects
 		h.suspects, h.grace = make(map[*topic]struct{}), false
 		h.mu.Unlock()
 		for t := range suspects {
-			h.b.heal(t)
+			h.shard.b.heal(t)
 		}
 	})
 }
 
-// enterEpoch moves the node to another epoch: every topic begins a new log on a new channel, and every cursor is
-// checked against the new history before it goes on.
-func (b *Broadcaster) enterEpoch(epoch string) {
-	if from := b.Epoch(); from != "" {
-		b.log.Warn("the database is in a new epoch", "from", from, "to", epoch)
-		b.metrics.epochs.Inc()
-	}
-	b.mu.Lock()
-	b.epoch.Store(&epoch)
-	topics := make([]*topic, 0, len(b.topics))
-	var drop, add []stream.Channel
-	for _, t := range b.topics {
-		t.mu.Lock()
-		drop = append(drop, t.channel)
-		t.enter(epoch)
-		add = append(add, t.channel)
-		t.mu.Unlock()
-		topics = append(topics, t)
-	}
-	b.subscription.Remove(drop...)
-	b.subscription.Add(add...)
-	b.mu.Unlock() // not before: a topic that is forgotten meanwhile would leave its channel behind
-	for _, t := range topics {
-		b.recheck(t)
-	}
-}
-
 // recheck takes a topic's live subscriptions back to joining.
-func (b *Broadcaster) recheck(t *topic) {
+func (t *topic) recheck() {
 	t.mu.Lock()
 	var again []*subscription
 	for _, sub := range t.subs {
@@ -217,5 +195,5 @@ func (b *Broadcaster) recheck(t *topic) {
 		sub.s.mu.Unlock()
 	}
 	t.mu.Unlock()
-	b.joiner.add(again...)
+	t.shard.joiner.add(again...)
 }

@@ -22,6 +22,33 @@ type State struct {
 	Slow          int    `json:"slow"`   // clients that have not taken a message for a second or more, as last looked
 	Behind        int    `json:"behind"` // topics whose log lacks events that are known to exist
 	Tokens        Tokens `json:"tokens"`
+
+	Shards []ShardState `json:"shards,omitempty"` // where there are several databases: each of them
+}
+
+// ShardState is one of several databases.
+type ShardState struct {
+	Topics string `json:"topics"` // the patterns of those that it holds; "**" for those that no other does
+	Epoch  string `json:"epoch"`  // "" until it has answered
+	Up     bool   `json:"up"`     // it has answered the last time
+}
+
+// Away are the topics, as patterns, whose databases do not answer while others do.
+func (s *State) Away() (topics []string) {
+	for _, sh := range s.Shards {
+		if !sh.Up {
+			topics = append(topics, sh.Topics)
+		}
+	}
+	if len(topics) == len(s.Shards) {
+		return nil
+	}
+	return topics
+}
+
+// In reports whether one of the databases is in an epoch.
+func (s *State) In(epoch string) bool {
+	return s.Epoch == epoch || slices.ContainsFunc(s.Shards, func(sh ShardState) bool { return sh.Epoch == epoch })
 }
 
 // Tokens is what became of tokens in the last minute.
@@ -50,6 +77,11 @@ func (b *Broadcaster) State() State {
 	s := State{Node: b.cfg.Node, Epoch: b.Epoch(), Push: b.pushUp.Load(), Polling: b.polling(), Tokens: b.tokens.sum()}
 	if err := b.Ready(); err != nil {
 		s.Ready = err.Error()
+	}
+	if len(b.shards) > 1 {
+		for _, sh := range b.shards {
+			s.Shards = append(s.Shards, ShardState{Topics: sh.name, Epoch: sh.Epoch(), Up: sh.up.Load()})
+		}
 	}
 	b.mu.RLock()
 	defer b.mu.RUnlock()
@@ -136,7 +168,7 @@ func (s *session) clientState() ClientState {
 		c.Address = s.from.String()
 	}
 	for _, sub := range s.subs {
-		if sub.state == subLive && sub.epoch == sub.s.b.Epoch() {
+		if sub.state == subLive && sub.epoch == sub.t.shard.Epoch() {
 			c.Behind += max(0, sub.t.head()-sub.cursor)
 		}
 	}

@@ -24,7 +24,7 @@ const (
 // joiner takes subscriptions from registered to live: once their channel is confirmed it reads heads and checks
 // cursors, many in one read. It also checks again the cursors of subscriptions whose epoch ended.
 type joiner struct {
-	b      *Broadcaster
+	shard  *shard
 	kicked chan struct{}
 
 	mu      sync.Mutex
@@ -88,7 +88,7 @@ func (j *joiner) take(now time.Time) (ready []joining, again time.Duration) {
 	kept := j.waiting[:0]
 	for _, w := range j.waiting {
 		left := joinWait - now.Sub(w.since)
-		if len(ready) < joinBatch && w.admit(left <= 0 || j.b.polling()) {
+		if len(ready) < joinBatch && w.admit(left <= 0 || j.shard.b.polling()) {
 			ready = append(ready, w)
 			continue
 		}
@@ -123,15 +123,15 @@ func (j *joiner) join(ctx context.Context, batch []joining) {
 		w.sub.s.mu.Unlock()
 	}
 	readCtx, cancel := context.WithTimeout(ctx, joinTimeout)
-	epoch, positions, err := j.b.journal.Positions(readCtx, questions)
+	epoch, positions, err := j.shard.journal.Positions(readCtx, questions)
 	cancel()
 	if err != nil {
 		j.failed(ctx, batch, err)
 		return
 	}
-	if epoch != j.b.Epoch() {
-		j.b.heads.kick() // it decides about epochs
-		j.b.heads.waitPoll(ctx)
+	if epoch != j.shard.Epoch() {
+		j.shard.heads.kick() // it decides about epochs
+		j.shard.heads.waitPoll(ctx)
 	}
 	var again []*subscription
 	for i, w := range batch {
@@ -141,10 +141,10 @@ func (j *joiner) join(ctx context.Context, batch []joining) {
 	}
 	switch {
 	case len(again) == 0:
-	case epoch == j.b.Epoch():
+	case epoch == j.shard.Epoch():
 		j.add(again...)
 	default:
-		j.b.after(100*time.Millisecond, func() { j.add(again...) })
+		j.shard.b.after(100*time.Millisecond, func() { j.add(again...) })
 	}
 }
 
@@ -171,9 +171,9 @@ func (j *joiner) decide(w joining, epoch string, p wire.Position) bool {
 	s.mu.Unlock()
 	t.mu.Unlock()
 	if outcome == joinReset || outcome == joinRevoked {
-		j.b.detach(sub)
+		j.shard.b.detach(sub)
 	} else if t.behind() {
-		j.b.heads.suspect(t)
+		j.shard.heads.suspect(t)
 	}
 	return outcome != joinAgain
 }
@@ -194,7 +194,7 @@ func (j *joiner) failed(ctx context.Context, batch []joining, err error) {
 	if ctx.Err() != nil {
 		return
 	}
-	j.b.log.Warn("cursors cannot be checked", "subscriptions", len(batch), "error", err)
+	j.shard.log.Warn("cursors cannot be checked", "subscriptions", len(batch), "error", err)
 	var again []*subscription
 	for _, w := range batch {
 		sub, s := w.sub, w.sub.s
@@ -213,9 +213,9 @@ func (j *joiner) failed(ctx context.Context, batch []joining, err error) {
 			})
 		}
 		s.mu.Unlock()
-		j.b.detach(sub)
+		j.shard.b.detach(sub)
 	}
 	if len(again) > 0 {
-		j.b.after(500*time.Millisecond, func() { j.add(again...) })
+		j.shard.b.after(500*time.Millisecond, func() { j.add(again...) })
 	}
 }

@@ -9,7 +9,8 @@ import (
 )
 
 const (
-	// keepBytes is how much of what replays have read a node keeps for those who ask next, in all topics together: what
+	// keepBytes is how much of what replays have read a node keeps for those who ask next, in all topics together (with several
+	// databases, in equal parts): what
 	// 50 topics have in 10 s at 1,000 events/s, and little beside the connections of those who come back.
 	keepBytes = 64 << 20
 	// keepFor is how long a run is kept after it was last asked for. Clients that were cut off together come back within

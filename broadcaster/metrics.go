@@ -104,12 +104,13 @@ var (
 	descUnknown  = stateDesc("unauthenticated", "WebSockets whose clients have yet to say who they are, those that wait for a place included.")
 	descPolling  = stateDesc("polling", "1 while events come by polling the journal instead of by push.")
 	descDrained  = stateDesc("drained", "1 while an operator has drained this node.")
-	descDatabase = stateDesc("database_up", "1 if the last look at the heads succeeded.")
+	descDatabase = stateDesc("database_up", "1 if the last look at the heads succeeded, in every database.")
+	descShard    = prometheus.NewDesc("commitcast_broadcaster_shard_up", "1 if the last look at the heads of these topics succeeded, where there are several databases.", []string{"shard"}, nil)
 )
 
 // Describe implements prometheus.Collector.
 func (s *stateMetrics) Describe(to chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{descBehind, descUsers, descUnknown, descPolling, descDrained, descDatabase} {
+	for _, d := range []*prometheus.Desc{descBehind, descUsers, descUnknown, descPolling, descDrained, descDatabase, descShard} {
 		to <- d
 	}
 }
@@ -127,5 +128,8 @@ func (s *stateMetrics) Collect(to chan<- prometheus.Metric) {
 	gauge(descUnknown, float64(unknown))
 	gauge(descPolling, one[state.Polling])
 	gauge(descDrained, one[state.Drained])
-	gauge(descDatabase, one[s.b.databaseUp.Load()])
+	gauge(descDatabase, one[len(s.b.down()) == 0])
+	for _, sh := range state.Shards {
+		to <- prometheus.MustNewConstMetric(descShard, prometheus.GaugeValue, one[sh.Up], sh.Topics)
+	}
 }

@@ -20,6 +20,9 @@ const (
 	healBatch = 100
 	// replayTimeout bounds one read.
 	replayTimeout = 5 * time.Second
+	// replayDown is the same where there are several databases and this one did not answer when it was last asked: its readers hold
+	// places that those of other databases wait for.
+	replayDown = time.Second
 	// replayStream is how much of it the stream gets: one that answers later is no help against the journal, which has
 	// the same, and one that has gone dead without a word must not hold up what is to be healed.
 	replayStream = 500 * time.Millisecond
@@ -33,15 +36,15 @@ var errEpoch = errors.New("the database is in another epoch")
 // replayer reads ranges that the log does not hold: from the stream, or else from the journal. What several subscribers
 // want, at the same time or soon after one another, is read once.
 type replayer struct {
-	b     *Broadcaster
+	shard *shard
 	slots chan struct{}
 
 	mu   sync.Mutex
 	kept *kept
 }
 
-func newReplayer(b *Broadcaster) *replayer {
-	return &replayer{b: b, slots: make(chan struct{}, replayReads), kept: newKept(keepBytes, replayEvents)}
+func newReplayer(sh *shard, keep int) *replayer {
+	return &replayer{shard: sh, slots: make(chan struct{}, replayReads), kept: newKept(keep, replayEvents)}
 }
 
 // fetch brings the run that follows a hole's offset; it is empty if neither stream nor journal has that event. ctx is the
@@ -64,7 +67,7 @@ func (r *replayer) fetch(ctx context.Context, h hole) (stream.Run, error) {
 			return stream.Run{}, ctx.Err()
 		}
 		if run, ok := reading.from(h.after); ok {
-			r.b.metrics.replayed.WithLabelValues("memory").Add(float64(len(run.Frames)))
+			r.shard.b.metrics.replayed.WithLabelValues("memory").Add(float64(len(run.Frames)))
 			return run, reading.err
 		} // it brought less than it might have
 	}
@@ -89,8 +92,8 @@ func (r *replayer) fetchTogether(ctx context.Context, holes []hole) ([]stream.Ru
 	var err error
 	select {
 	case r.slots <- struct{}{}:
-		ctx, cancel := context.WithTimeout(ctx, replayTimeout)
-		epoch, frames, err = r.b.journal.Ranges(ctx, after)
+		ctx, cancel := context.WithTimeout(ctx, r.shard.patience())
+		epoch, frames, err = r.shard.journal.Ranges(ctx, after)
 		cancel()
 		<-r.slots
 	case <-ctx.Done():
@@ -101,11 +104,11 @@ func (r *replayer) fetchTogether(ctx context.Context, holes []hole) ([]stream.Ru
 			continue
 		}
 		if epoch != h.channel.Epoch {
-			r.b.heads.kick()
+			r.shard.heads.kick()
 			errs[i] = errEpoch
 			continue
 		}
-		r.b.metrics.replayed.WithLabelValues("journal").Add(float64(len(frames[i])))
+		r.shard.b.metrics.replayed.WithLabelValues("journal").Add(float64(len(frames[i])))
 		runs[i] = stream.Run{Channel: h.channel, First: h.after + 1, Frames: frames[i]}
 	}
 	return runs, errs
@@ -119,28 +122,36 @@ func (r *replayer) read(ctx context.Context, h hole, most int64) (stream.Run, er
 	case <-ctx.Done():
 		return stream.Run{}, ctx.Err()
 	}
-	ctx, cancel := context.WithTimeout(ctx, replayTimeout)
+	ctx, cancel := context.WithTimeout(ctx, r.shard.patience())
 	defer cancel()
 	ch, after := h.channel, h.after
-	if r.b.pushUp.Load() {
+	if r.shard.b.pushUp.Load() {
 		streamCtx, cancel := context.WithTimeout(ctx, replayStream)
-		run, err := r.b.stream.Range(streamCtx, ch, after, int(most))
+		run, err := r.shard.b.stream.Range(streamCtx, ch, after, int(most))
 		cancel()
 		if err == nil && len(run.Frames) > 0 && run.First == after+1 {
-			r.b.metrics.replayed.WithLabelValues("stream").Add(float64(len(run.Frames)))
+			r.shard.b.metrics.replayed.WithLabelValues("stream").Add(float64(len(run.Frames)))
 			return run, nil
 		}
 	}
-	epoch, frames, err := r.b.journal.Range(ctx, ch.Topic, after, int(most))
+	epoch, frames, err := r.shard.journal.Range(ctx, ch.Topic, after, int(most))
 	if err != nil {
 		return stream.Run{}, err
 	}
 	if epoch != ch.Epoch {
-		r.b.heads.kick()
+		r.shard.heads.kick()
 		return stream.Run{}, errEpoch
 	}
-	r.b.metrics.replayed.WithLabelValues("journal").Add(float64(len(frames)))
+	r.shard.b.metrics.replayed.WithLabelValues("journal").Add(float64(len(frames)))
 	return stream.Run{Channel: ch, First: after + 1, Frames: frames}, nil
+}
+
+// patience is how long one read may take.
+func (sh *shard) patience() time.Duration {
+	if len(sh.b.shards) > 1 && !sh.up.Load() {
+		return replayDown
+	}
+	return replayTimeout
 }
 
 // replay brings a subscription that fell out of the log one range further, if its topic may be read still. While that cannot
@@ -154,7 +165,7 @@ func (b *Broadcaster) replay(sub *subscription) {
 		var err error
 		switch refusal := b.allowed(ctx, who, sub.t.name); {
 		case refusal == nil:
-			run, err = sub.s.budgeted(ctx, who, func() (stream.Run, error) { return b.replayer.fetch(ctx, h) })
+			run, err = sub.s.budgeted(ctx, who, func() (stream.Run, error) { return sub.t.shard.replayer.fetch(ctx, h) })
 		case refusal.Code == wire.CodeForbidden:
 			b.revoke(sub, refusal)
 			s.mu.Lock()
@@ -184,7 +195,7 @@ func (b *Broadcaster) replay(sub *subscription) {
 		case replayRetry:
 			b.after(jitter(500*time.Millisecond), func() { s.wake(sub) })
 		case replayCheck:
-			b.after(jitter(100*time.Millisecond), func() { b.joiner.add(sub) })
+			b.after(jitter(100*time.Millisecond), func() { sub.t.shard.joiner.add(sub) })
 		}
 	})
 }

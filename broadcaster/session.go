@@ -394,8 +394,8 @@ func (s *session) beat(now time.Time) (slow bool) {
 	epoch := s.b.Epoch()
 	heads := make([]wire.Head, 0, len(s.subs))
 	for _, sub := range s.subs {
-		if sub.state == subLive && sub.epoch == epoch {
-			heads = append(heads, wire.Head{Topic: sub.t.name, Offset: max(sub.t.head(), sub.cursor)})
+		if sub.state == subLive && sub.epoch == sub.t.shard.Epoch() {
+			heads = append(heads, wire.Head{Topic: sub.t.name, Offset: max(sub.t.head(), sub.cursor), Epoch: sub.epoch})
 		}
 	}
 	s.sendLocked(func(p []byte) []byte { return wire.AppendHeartbeat(p, epoch, heads) })

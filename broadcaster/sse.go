@@ -79,6 +79,9 @@ func (b *Broadcaster) serveEvents(w http.ResponseWriter, r *http.Request) {
 	// Said with a status here, since an EventSource comes back for ever after what is said within the stream.
 	refusal := b.allowed(r.Context(), who, req.Topic)
 	if refusal == nil {
+		refusal = b.unknown(req.Topic)
+	}
+	if refusal == nil {
 		refusal = b.askFence(r.Context(), who, req.Topic)
 	}
 	if refusal != nil {

@@ -32,6 +32,9 @@ func (b *Broadcaster) subscribe(s *session, req wire.Request) error {
 			return err
 		}
 	}
+	if refusal := b.unknown(req.Topic); refusal != nil {
+		return refusal
+	}
 	s.mu.Lock()
 	if _, dup := s.subs[req.Topic]; dup {
 		s.mu.Unlock()
@@ -47,8 +50,8 @@ func (b *Broadcaster) subscribe(s *session, req wire.Request) error {
 	}
 	s.subs[req.Topic] = sub
 	s.mu.Unlock()
-	b.attach(req.Topic, sub) // register …
-	b.joiner.add(sub)        // … confirm, read the head, replay, splice
+	b.attach(req.Topic, sub)    // register …
+	sub.t.shard.joiner.add(sub) // … confirm, read the head, replay, splice
 	return nil
 }
 
@@ -86,7 +89,7 @@ func (sub *subscription) collect(p []byte, budget int) (_ []byte, more bool) {
 	case nextReplay:
 		sub.s.startReplay(sub)
 	case nextCheck:
-		sub.s.b.after(jitter(100*time.Millisecond), func() { sub.s.b.joiner.add(sub) })
+		sub.s.b.after(jitter(100*time.Millisecond), func() { sub.t.shard.joiner.add(sub) })
 		sub.s.advance()
 	case nextEnd:
 		sub.fencedLocked()

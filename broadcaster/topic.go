@@ -20,6 +20,7 @@ const topicLinger = 30 * time.Second
 // the log's.
 type topic struct {
 	name      string
+	shard     *shard // whose database holds it
 	partition int
 
 	mu sync.Mutex
@@ -50,10 +51,10 @@ func (b *Broadcaster) attach(name string, sub *subscription) {
 	b.mu.Lock()
 	t := b.topics[name]
 	if t == nil {
-		t = &topic{name: name, partition: wire.Partition(name)}
+		t = &topic{name: name, shard: b.shardOf(name), partition: wire.Partition(name)}
 		t.log.maxEvents, t.log.maxBytes, t.log.maxMessage, t.log.room = b.cfg.LogEvents, b.cfg.LogBytes, maxMessage, &b.room
 		t.log.windows = &b.windows
-		t.channel = stream.Channel{Epoch: b.Epoch(), Partition: t.partition, Topic: name}
+		t.channel = stream.Channel{Epoch: t.shard.Epoch(), Partition: t.partition, Topic: name}
 		b.topics[name] = t
 		b.pushUp.use(t.partition)
 		b.subscription.Add(t.channel)
@@ -139,8 +140,8 @@ func (b hears) Confirmed(ch stream.Channel) {
 	live := t.confirm(ch)
 	t.mu.Unlock()
 	if live {
-		b.joiner.kick()
-		b.heads.kick()
+		t.shard.joiner.kick()
+		t.shard.heads.kick()
 	}
 }
 
@@ -188,8 +189,10 @@ func (b hears) Down(of stream.Partitions, err error) {
 		}
 	}
 	b.mu.RUnlock()
-	b.joiner.kick()
-	b.heads.kick()
+	for _, sh := range b.shards {
+		sh.joiner.kick()
+		sh.heads.kick()
+	}
 }
 
 // heal brings the log up to the newest offset known, from stream or journal. One at a time for a topic.
@@ -211,12 +214,12 @@ func (b *Broadcaster) healOnce(ctx context.Context, t *topic) bool {
 	if !ok {
 		return false
 	}
-	run, err := b.replayer.fetch(ctx, h)
+	run, err := t.shard.replayer.fetch(ctx, h)
 	return b.healed(t, h, run, err)
 }
 
 // healTogether is heal for many topics while events come by polling: one read for all of them.
-func (b *Broadcaster) healTogether(ctx context.Context, topics []*topic) {
+func (sh *shard) healTogether(ctx context.Context, topics []*topic) {
 	topics = slices.DeleteFunc(topics, func(t *topic) bool {
 		t.mu.Lock()
 		defer t.mu.Unlock()
@@ -234,10 +237,10 @@ func (b *Broadcaster) healTogether(ctx context.Context, topics []*topic) {
 		if len(holes) == 0 {
 			return
 		}
-		runs, errs := b.replayer.fetchTogether(ctx, holes)
+		runs, errs := sh.replayer.fetchTogether(ctx, holes)
 		again := topics[:0]
 		for i, t := range topics {
-			if b.healed(t, holes[i], runs[i], errs[i]) {
+			if sh.b.healed(t, holes[i], runs[i], errs[i]) {
 				again = append(again, t)
 			}
 		}

@@ -238,7 +238,7 @@ func (c *Client) dispatch(m *wire.Message) *Error {
 			if !ok {
 				head = -1
 			}
-			box.put(item{op: opHeartbeat, epoch: m.Epoch, head: head})
+			box.put(item{op: opHeartbeat, epoch: m.EpochOf(name), head: head})
 		}
 		return nil
 	case "error":

@@ -133,7 +133,7 @@ func FuzzMachine(f *testing.F) {
 				if !ok {
 					head = -1
 				}
-				m.heartbeat(frame.Epoch, head)
+				m.heartbeat(frame.EpochOf("t"), head)
 			case "error":
 				m.refused(frame.ID, frame.Code)
 			}

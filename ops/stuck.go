@@ -212,10 +212,12 @@ func (c *Console) findNode(s *Status, n *Node, add func(Finding)) {
 	case b.Polling && s.Database.Up:
 		add(Finding{Level: Warning, Hop: hop, What: "it hears nothing from Redis and polls the journal", Why: b.Ready,
 			Affects: plural(b.Connections, "client") + ": events are a quarter of a second late", Help: "see whether Redis answers there; push returns by itself"})
+	case len(b.Away()) > 0:
+		add(Finding{Level: Problem, Hop: hop, What: "not every database answers it", Why: b.Ready, Affects: "subscribers of " + strings.Join(b.Away(), ", "), Help: "docs/runbook.md, CommitcastDatabaseAway"})
 	case b.Ready != "":
 		add(Finding{Level: Problem, Hop: hop, What: "it is not ready", Why: b.Ready, Affects: plural(b.Connections, "client"), Help: "see its log"})
 	}
-	if s.Database.Up && b.Epoch != "" && s.Database.Epoch != "" && b.Epoch != s.Database.Epoch {
+	if s.Database.Up && b.Epoch != "" && s.Database.Epoch != "" && !b.In(s.Database.Epoch) {
 		add(Finding{Level: Warning, Hop: hop, What: "it is in epoch " + b.Epoch + ", the database in " + s.Database.Epoch, Affects: plural(b.Connections, "client"),
 			Help: "it moves within a second; if it does not, it reads another database"})
 	}

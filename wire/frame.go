@@ -174,13 +174,15 @@ func AppendReset(dst []byte, topic, epoch string, head int64, reason string, inM
 	return append(dst, '}')
 }
 
-// Head is the newest offset of one topic, in a heartbeat.
+// Head is the newest offset of one topic, in a heartbeat, and the epoch that the topic is in.
 type Head struct {
 	Topic  string
 	Offset int64
+	Epoch  string // "": that of the heartbeat
 }
 
-// AppendHeartbeat appends a heartbeat: the newest offset of each topic that the session is subscribed to.
+// AppendHeartbeat appends a heartbeat: the newest offset of each topic that the session is subscribed to, and the epoch of those
+// that are in another than the heartbeat itself.
 func AppendHeartbeat(dst []byte, epoch string, heads []Head) []byte {
 	dst = append(dst, `{"op":"heartbeat","epoch":`...)
 	dst = appendString(dst, epoch)
@@ -193,7 +195,22 @@ func AppendHeartbeat(dst []byte, epoch string, heads []Head) []byte {
 		dst = append(dst, ':')
 		dst = strconv.AppendInt(dst, h.Offset, 10)
 	}
-	return append(dst, `}}`...)
+	dst = append(dst, '}')
+	before := `,"epochs":{`
+	for _, h := range heads {
+		if h.Epoch == "" || h.Epoch == epoch {
+			continue
+		}
+		dst = append(dst, before...)
+		dst = appendString(dst, h.Topic)
+		dst = append(dst, ':')
+		dst = appendString(dst, h.Epoch)
+		before = ","
+	}
+	if before == "," {
+		dst = append(dst, '}')
+	}
+	return append(dst, '}')
 }
 
 // AppendError appends the refusal of one request. id is that of the request, 0 if it could not be read.
@@ -240,6 +257,16 @@ type Message struct {
 	InMS        int64            `json:"in_ms,omitempty"`
 	Code        string           `json:"code,omitempty"`
 	Message     string           `json:"message,omitempty"`
+
+	Epochs map[string]string `json:"epochs,omitempty"` // of those in Heads that are not in Epoch
+}
+
+// EpochOf is the epoch that a topic is in, as a heartbeat says.
+func (m *Message) EpochOf(topic string) string {
+	if epoch, ok := m.Epochs[topic]; ok {
+		return epoch
+	}
+	return m.Epoch
 }
 
 // ParseMessage reads one line of a server's message, and refuses a frame in which something is missing or cannot be: fields
@@ -302,6 +329,9 @@ func ParseMessage(line []byte) (Message, error) {
 		check("heads", m.Heads != nil)
 		for _, head := range m.Heads {
 			number("heads", head)
+		}
+		for _, epoch := range m.Epochs {
+			check("epochs", ValidEpoch(epoch))
 		}
 	case "error":
 		number("id", m.ID)

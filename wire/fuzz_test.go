@@ -157,7 +157,7 @@ func FuzzLines(f *testing.F) {
 func FuzzParseMessage(f *testing.F) {
 	for _, s := range []string{
 		`{"op":"event","topic":"t","epoch":"1-0000","offset":1,"id":1,"type":"x","at":"2026-01-02T03:04:05.000000Z","data":{"a":1e400}}`,
-		`{"op":"heartbeat","epoch":"1-0000","heads":{"a":1}}`, `{"op":"event","data":"\ud800\u0000"}`, `{"op":1}`, `{}`, `x`,
+		`{"op":"heartbeat","epoch":"1-0000","heads":{"a":1}}`, `{"op":"heartbeat","epoch":"1-0000","heads":{"a":1},"epochs":{"a":"7-abcd"}}`, `{"op":"event","data":"\ud800\u0000"}`, `{"op":1}`, `{}`, `x`,
 	} {
 		f.Add([]byte(s))
 	}
@@ -168,6 +168,11 @@ func FuzzParseMessage(f *testing.F) {
 		}
 		for _, n := range []int64{m.HeartbeatMS, m.ID, m.After, m.Head, m.Offset, m.InMS} {
 			if err == nil && n < 0 {
+				t.Fatalf("%q was read as %+v", line, m)
+			}
+		}
+		for topic := range m.Epochs {
+			if m.Op == "heartbeat" && !wire.ValidEpoch(m.EpochOf(topic)) {
 				t.Fatalf("%q was read as %+v", line, m)
 			}
 		}

@@ -156,9 +156,9 @@ func encode(t *testing.T, m wire.Message) string {
 		return string(wire.AppendReset(nil, m.Topic, m.Epoch, m.Head, m.Reason, m.InMS))
 	case "heartbeat":
 		heads := []wire.Head{}
-		for _, topic := range []string{"market:42", "a"} {
+		for _, topic := range []string{"market:42", "orders:7", "orders:8", "a"} {
 			if head, ok := m.Heads[topic]; ok {
-				heads = append(heads, wire.Head{Topic: topic, Offset: head})
+				heads = append(heads, wire.Head{Topic: topic, Offset: head, Epoch: m.EpochOf(topic)})
 			}
 		}
 		return string(wire.AppendHeartbeat(nil, m.Epoch, heads))

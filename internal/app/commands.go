@@ -106,6 +106,9 @@ func (c *allCommand) Run(ctx context.Context, s *streams) error {
 	if err := c.check(); err != nil {
 		return err
 	}
+	if len(c.Shards) > 0 && c.RedisURL == "" {
+		return usageError{errors.New("--shard needs --redis-url: the database of a shard has workers of its own, which publish there")}
+	}
 	if err := c.checkWorker(); err != nil {
 		return err
 	}

@@ -78,7 +78,8 @@ type clientFlags struct {
 	TrustedHops    int           `name:"trusted-proxy-hops" env:"COMMITCAST_TRUSTED_PROXY_HOPS" placeholder:"N" help:"Proxies in a row before this server that add to X-Forwarded-For (0: the header is not looked at)."`
 	TLSCert        string        `name:"tls-cert" env:"COMMITCAST_TLS_CERT" placeholder:"FILE" help:"Serve TLS with this certificate chain in PEM. It is read again when it has changed."`
 	TLSKey         string        `name:"tls-key" env:"COMMITCAST_TLS_KEY" placeholder:"FILE" help:"The key of --tls-cert."`
-	ReplicaURL     string        `name:"replica-url" env:"COMMITCAST_REPLICA_URL" placeholder:"URL" help:"A streaming replica of --database-url. Events that clients have missed are read there; what it does not have yet, and everything else, from the primary."`
+	ReplicaURL     string        `name:"replica-url" env:"COMMITCAST_REPLICA_URL" placeholder:"URL" help:"A streaming replica of --database-url, not of a --shard. Events that clients have missed are read there; what it does not have yet, and everything else, from the primary."`
+	Shards         []string      `name:"shard" env:"COMMITCAST_SHARDS" sep:" " placeholder:"PATTERN=URL" help:"A further database, and the topics that it holds, as a pattern like those of tokens: 'orders:*=postgres://…'. Repeat it, or separate them with spaces; the first that fits a topic counts. All other topics are in --database-url."`
 	Node           string        `env:"COMMITCAST_NODE" help:"Name of this node, for clients and logs (host name and random digits)."`
 	Heartbeat      time.Duration `env:"COMMITCAST_HEARTBEAT" default:"15s" help:"How often clients hear the heads of their topics (${default})."`
 	MaxConnections int           `env:"COMMITCAST_MAX_CONNECTIONS" default:"50000" help:"Clients at once; further ones get 503 (${default})."`
@@ -125,6 +126,9 @@ func (f *clientFlags) check() error {
 	}
 	if f.CanaryReady != 0 && (!f.Canary || f.CanaryReady < 5*time.Second) {
 		return usageError{fmt.Errorf("--canary-ready=%v: needs --canary, and must be at least 5s: a takeover takes three", f.CanaryReady)}
+	}
+	if _, err := parseShards(f.Shards); err != nil {
+		return err
 	}
 	if f.Drain < 0 {
 		return usageError{fmt.Errorf("--drain=%v: must not be negative", f.Drain)}

@@ -18,6 +18,12 @@ func buildInfo() prometheus.Collector {
 	return g
 }
 
+// serves reports whether delivery goes on with what a part says of itself: by polling, late by a fraction of a second; or, with
+// several databases, for the topics of the others.
+func serves(err error) bool {
+	return errors.Is(err, broadcaster.ErrPolling) || errors.Is(err, broadcaster.ErrPartly)
+}
+
 // readiness is what /readyz says of each part, as metrics.
 type readiness map[string]func() error
 
@@ -30,7 +36,7 @@ func (readiness) Describe(to chan<- *prometheus.Desc) { to <- descReady }
 func (r readiness) Collect(to chan<- prometheus.Metric) {
 	for part, check := range r {
 		v := 0.0
-		if err := check(); err == nil || errors.Is(err, broadcaster.ErrPolling) {
+		if err := check(); err == nil || serves(err) {
 			v = 1
 		}
 		to <- prometheus.MustNewConstMetric(descReady, prometheus.GaugeValue, v, part)

@@ -25,9 +25,22 @@ func OpenDatabase(ctx context.Context, url string) (*pgxpool.Pool, error) {
 	if url == "" {
 		return nil, usageError{errors.New("--database-url is empty")}
 	}
-	config, err := pgxpool.ParseConfig(url)
+	pool, err := newPool(ctx, url)
 	if err != nil {
 		return nil, fmt.Errorf("--database-url: %w", err)
+	}
+	if err := checkDatabase(ctx, pool); err != nil {
+		pool.Close()
+		return nil, fmt.Errorf("database: %w", err)
+	}
+	return pool, nil
+}
+
+// newPool makes a pool for a database; it has not been asked anything yet.
+func newPool(ctx context.Context, url string) (*pgxpool.Pool, error) {
+	config, err := pgxpool.ParseConfig(url)
+	if err != nil {
+		return nil, err
 	}
 	// The database's own defaults are its applications' business; ours are these.
 	config.ConnConfig.RuntimeParams["application_name"] = "commitcast"
@@ -37,24 +50,22 @@ func OpenDatabase(ctx context.Context, url string) (*pgxpool.Pool, error) {
 	config.ConnConfig.RuntimeParams["default_transaction_isolation"] = "read committed"
 	config.ConnConfig.RuntimeParams["default_transaction_read_only"] = "off"
 	migrations.Mark(&config.ConnConfig.Config)
+	return pgxpool.NewWithConfig(ctx, config)
+}
+
+// checkDatabase says what is wrong with a database: it cannot be reached, something else answers in its place, or its schema is not
+// the one that this binary knows.
+func checkDatabase(ctx context.Context, pool *pgxpool.Pool) error {
 	ctx, cancel := context.WithTimeout(ctx, openTimeout)
 	defer cancel()
-	pool, err := pgxpool.NewWithConfig(ctx, config)
-	if err != nil {
-		return nil, fmt.Errorf("database: %w", err)
-	}
-	err = pool.AcquireFunc(ctx, func(conn *pgxpool.Conn) error { return migrations.CheckDirect(ctx, conn.Conn()) })
+	err := pool.AcquireFunc(ctx, func(conn *pgxpool.Conn) error { return migrations.CheckDirect(ctx, conn.Conn()) })
 	if err == nil {
 		err = migrations.Check(ctx, pool)
 	}
-	if err != nil {
-		pool.Close()
-		if pooled := migrations.PooledError(err); pooled != nil {
-			err = pooled
-		}
-		return nil, fmt.Errorf("database: %w", err)
+	if pooled := migrations.PooledError(err); pooled != nil {
+		return pooled
 	}
-	return pool, nil
+	return err
 }
 
 // openReplica makes a pool for a replica. It need not answer now, nor later.

@@ -2,7 +2,6 @@ package app
 
 import (
 	"encoding/json"
-	"errors"
 	"fmt"
 	"net"
 	"net/http"
@@ -11,8 +10,6 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
-
-	"github.com/commitcast/commitcast/broadcaster"
 )
 
 // opsHandler serves health, readiness and metrics. /metrics needs what the door asks for, and /readyz tells why only to who has it;
@@ -37,8 +34,7 @@ func opsHandler(checks map[string]func() error, metrics *prometheus.Registry, do
 				if door.lets(r) {
 					states[name] = oneLine(err)
 				}
-				// Delivery by polling is late by a fraction of a second, not absent: still ready.
-				if !errors.Is(err, broadcaster.ErrPolling) {
+				if !serves(err) {
 					status = http.StatusServiceUnavailable
 				}
 			}

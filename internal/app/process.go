@@ -119,6 +119,18 @@ func (p *process) run(ctx context.Context, work *worker.Config, clients *clientF
 		if err != nil {
 			return err
 		}
+		shards, err := parseShards(clients.Shards)
+		if err != nil {
+			return err
+		}
+		open, pools, err := openShards(named(ctx, p.announce(opsListener)), shards, p.log, metrics)
+		for _, shard := range pools {
+			defer shard.Close()
+		}
+		if err != nil {
+			return err
+		}
+		config.Shards = open
 		events := journal.New(pool)
 		if clients.ReplicaURL != "" {
 			replica, err := openReplica(ctx, clients.ReplicaURL)

@@ -112,7 +112,8 @@ func TestMetricsAreDocumented(t *testing.T) {
 	cert, key := authority.Files("127.0.0.1")
 	w := start(t, database, redis, "worker")
 	b := start(t, database, redis, "broadcaster", "--canary", "--auth=jwt", "--jwt-alg=EdDSA", "--jwt-key-file="+issuer.File(t), "--jwt-audience="+testkit.Audience,
-		"--authorize-url="+hook.URL, "--tls-cert="+cert, "--tls-key="+key)
+		"--authorize-url="+hook.URL, "--tls-cert="+cert, "--tls-key="+key,
+		"--shard=orders:*="+testkit.As(t, testkit.Database(t), "reader"))
 	green(t, b)
 	testkit.Eventually(t, greenWithin, func() bool { return metric(t, w, "commitcast_pipeline_journal_days_ahead") > 0 }, "the worker has looked at the pipeline")
 	found := make(map[string]*family)

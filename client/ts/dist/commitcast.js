@@ -50,7 +50,7 @@ var EPOCH = /^[1-9]\d{0,9}-[0-9a-f]{4,16}$/;
 var TOPIC = /^[A-Za-z0-9][A-Za-z0-9._:/-]{0,127}$/;
 var isInteger = (v) => Number.isSafeInteger(v) && v >= 0;
 var isText = (v) => typeof v === "string";
-var isHeads = (v) => v instanceof Object && !Array.isArray(v) && Object.values(v).every(isInteger);
+var isMap = (of) => (v) => v instanceof Object && !Array.isArray(v) && Object.values(v).every(of);
 var isEpoch = (v) => isText(v) && EPOCH.test(v);
 var isTopic = (v) => isText(v) && TOPIC.test(v);
 var FIELDS = {
@@ -59,7 +59,7 @@ var FIELDS = {
   event: "topic epoch offset id conflated type at data",
   unsubscribed: "id topic",
   reset: "topic epoch head reason in_ms",
-  heartbeat: "epoch heads",
+  heartbeat: "epoch heads epochs",
   error: "id code message",
   reconnect: "in_ms"
 };
@@ -67,9 +67,10 @@ var SKIP = 5;
 var IS = {
   topic: isTopic,
   epoch: isEpoch,
-  heads: isHeads,
+  heads: isMap(isInteger),
   data: (v) => v !== void 0,
   conflated: (v) => isInteger(v ?? 0),
+  epochs: (v) => isMap(isEpoch)(v ?? {}),
   type: isText,
   at: isText,
   reason: isText,
@@ -88,6 +89,10 @@ function parse(line) {
     if (!(IS[field] ?? isInteger)(f[field])) throw new SyntaxError(`bad ${field} of ${f.op}`);
   }
   return f;
+}
+function epochOf(f, topic) {
+  const epoch = f.epochs?.[topic];
+  return isText(epoch) ? epoch : f.epoch;
 }
 function parseCursor(text) {
   const [epoch, digits, more] = isText(text) ? text.split(":") : [];
@@ -863,7 +868,7 @@ var Feed = class {
         return this.#link.hint(f.in_ms);
       case "heartbeat":
         for (const [name, s2] of this.#subjects) {
-          s2.machine.heartbeat(f.epoch, f.heads[name]);
+          s2.machine.heartbeat(epochOf(f, name), f.heads[name]);
           touched.add(s2);
         }
         return;

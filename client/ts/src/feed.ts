@@ -4,7 +4,7 @@ import { here, type Env, type SocketConstructor } from "./env.js";
 import { CommitcastError, guard } from "./errors.js";
 import { Link, type Connection, type Token } from "./socket.js";
 import { Subject, type Layer, type TopicOptions, type View } from "./topic.js";
-import { isTopic, lines, parse, request, type Frame } from "./wire.js";
+import { epochOf, isTopic, lines, parse, request, type Frame } from "./wire.js";
 
 export interface FeedOptions {
   /** Of `/v1/ws`: `ws:`, `wss:`, `http:`, `https:`, or relative to the page. */
@@ -165,7 +165,7 @@ export class Feed {
         return this.#link.hint(f.in_ms);
       case "heartbeat":
         for (const [name, s] of this.#subjects) {
-          s.machine.heartbeat(f.epoch, f.heads[name]);
+          s.machine.heartbeat(epochOf(f, name), f.heads[name]);
           touched.add(s);
         }
         return;

@@ -3,7 +3,7 @@
 // twice to the first, who drops them. Nobody is joined to a history that the server, or this file, has not checked.
 
 import type { Env, Socket } from "./env.js";
-import { formatCursor, lines, parse, parseCursor, request, type Cursor, type Frame } from "./wire.js";
+import { epochOf, formatCursor, lines, parse, parseCursor, request, type Cursor, type Frame } from "./wire.js";
 
 /** What a hub says to sockets: to one, to those in a topic, or to all. */
 export type Out =
@@ -21,6 +21,7 @@ interface Wish {
 interface Channel {
   name: string;
   followers: Set<string>;
+  epoch: string | undefined; // as the server named it last
   at: Cursor | undefined; // of the last event, while subscribed
   fence: Cursor | undefined; // the furthest that any follower is
   asked: { id: number; after: Cursor | undefined; wish: Wish | undefined } | undefined; // a subscribe that is not answered
@@ -100,7 +101,8 @@ export class Hub {
       let c = this.#channels.get(topic);
       if (!c) {
         c = {
-          name: topic, followers: new Set(), at: undefined, fence: undefined, asked: undefined, wishes: [], stuck: -1, ahead: [],
+          name: topic, followers: new Set(), epoch: undefined, at: undefined, fence: undefined, asked: undefined, wishes: [], stuck: -1,
+          ahead: [],
         };
         this.#channels.set(topic, c);
       }
@@ -152,7 +154,7 @@ export class Hub {
   #join(c: Channel, { socket, id }: Wish): void {
     c.followers.add(socket);
     const { epoch, offset } = c.at!;
-    const line = JSON.stringify({ op: "subscribed", id, topic: c.name, epoch: this.#epoch ?? epoch, after: offset, head: offset });
+    const line = JSON.stringify({ op: "subscribed", id, topic: c.name, epoch: c.epoch ?? epoch, after: offset, head: offset });
     this.#tell({ op: "line", socket, topic: c.name, join: true, line });
   }
 
@@ -168,8 +170,6 @@ export class Hub {
   }
 
   // ---------------------------------------------------------------------------------------------- the connection
-
-  #epoch: string | undefined; // as the server named it last
 
   #connect(): void {
     let ws: Socket;
@@ -209,13 +209,12 @@ export class Hub {
   #drop(): void {
     this.close();
     this.#open = false;
-    this.#auth = this.#hello = this.#epoch = undefined;
+    this.#auth = this.#hello = undefined;
     this.#channels.clear();
     this.#leaving.clear();
   }
 
   #frame(f: Frame, line: string): void {
-    if ("epoch" in f && f.op !== "event") this.#epoch = f.epoch;
     switch (f.op) {
       case "hello":
         this.#hello = line;
@@ -223,6 +222,7 @@ export class Hub {
       case "heartbeat":
         this.#tell({ op: "line", line });
         for (const c of [...this.#channels.values()]) {
+          c.epoch = epochOf(f, c.name);
           const { at } = c;
           if (!at || c.asked) continue;
           const head = f.heads[c.name];
@@ -253,6 +253,7 @@ export class Hub {
     }
     const c = this.#channels.get(f.topic);
     if (!c) return; // of a topic that was left
+    if (f.op !== "event") c.epoch = f.epoch;
     if (f.op === "subscribed") {
       if (c.asked?.id !== f.id) return;
       const { wish, after } = c.asked;
@@ -307,7 +308,7 @@ export class Hub {
     if (c.wishes.length > 0) this.#next(c);
     else if (c.followers.size > 0) {
       if (c.fence) this.#ask(c, c.fence, undefined);
-      else this.#resetAll(c, this.#reset(c, this.#epoch!, 0));
+      else this.#resetAll(c, this.#reset(c, c.epoch!, 0));
     } else if (c.ahead.length > 0) {
       c.wishes = c.ahead;
       c.ahead = [];

@@ -66,6 +66,8 @@ export interface Heartbeat {
   op: "heartbeat";
   epoch: string;
   heads: Record<string, number>;
+  /** Of the topics that are in another epoch than `epoch`. */
+  epochs?: Record<string, string> | null;
 }
 export interface Refusal {
   op: "error";
@@ -86,7 +88,7 @@ const TOPIC = /^[A-Za-z0-9][A-Za-z0-9._:/-]{0,127}$/;
 /** Whether v is an integer that every JSON parser keeps exact: an offset, an id, a number of milliseconds. */
 export const isInteger: Check = (v) => Number.isSafeInteger(v) && v >= 0;
 const isText: Check = (v) => typeof v === "string";
-const isHeads: Check = (v) => v instanceof Object && !Array.isArray(v) && Object.values(v).every(isInteger);
+const isMap = (of: Check): Check => (v) => v instanceof Object && !Array.isArray(v) && Object.values(v).every(of);
 export const isEpoch: Check = (v) => isText(v) && EPOCH.test(v);
 export const isTopic: Check = (v) => isText(v) && TOPIC.test(v);
 
@@ -98,14 +100,14 @@ const FIELDS: Record<string, string> = {
   event: "topic epoch offset id conflated type at data",
   unsubscribed: "id topic",
   reset: "topic epoch head reason in_ms",
-  heartbeat: "epoch heads",
+  heartbeat: "epoch heads epochs",
   error: "id code message",
   reconnect: "in_ms",
 };
 const SKIP = 5; // fields that a skipped event has: no type, no data; and no other frame has more
 const IS: Record<string, Check> = {
-  topic: isTopic, epoch: isEpoch, heads: isHeads, data: (v) => v !== undefined,
-  conflated: (v) => isInteger(v ?? 0),
+  topic: isTopic, epoch: isEpoch, heads: isMap(isInteger), data: (v) => v !== undefined,
+  conflated: (v) => isInteger(v ?? 0), epochs: (v) => isMap(isEpoch)(v ?? {}),
   type: isText, at: isText, reason: isText, code: isText, message: isText,
 };
 
@@ -127,6 +129,12 @@ export function parse(line: string): Frame | undefined {
     if (!(IS[field] ?? isInteger)(f[field])) throw new SyntaxError(`bad ${field} of ${f.op}`);
   }
   return f;
+}
+
+/** The epoch that a topic is in, as a heartbeat says. */
+export function epochOf(f: Heartbeat, topic: string): string {
+  const epoch = f.epochs?.[topic];
+  return isText(epoch) ? epoch! : f.epoch; // a topic may be called like a property of every object
 }
 
 /** Reads `epoch:offset`. `undefined` if it is not a cursor. */

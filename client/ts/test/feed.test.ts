@@ -120,6 +120,44 @@ test("a heartbeat whose head stays ahead", async () => {
   await shown(topic, "live", (v) => v.status === "live" && v.state?.length === 1);
 });
 
+test("topics of two databases: pending ids die with the epoch of their own", async () => {
+  const b = await bench();
+  const reads = { "market:1": 0, "orders:1": 0 };
+  const follow = (name: keyof typeof reads, epoch: string) => b.feed.topic<unknown[]>(name, {
+    ...list, snapshot: async () => (reads[name]++, { state: ["read"], cursor: `${epoch}:1`, pending: [1003], epoch }),
+  });
+  const market = follow("market:1", E);
+  const peer = await b.server.accept();
+  peer.hello();
+  await peer.subscribed("market:1");
+  const orders = follow("orders:1", "1-9f3c");
+  await peer.subscribed("orders:1", undefined, "1-9f3c");
+  await shown(orders, "live", (v) => v.status === "live");
+  const heads = { "market:1": 2, "orders:1": 2 };
+  peer.send({ op: "heartbeat", epoch: E, heads, epochs: { "orders:1": "1-9f3c" } });
+  await shown(orders, "catching-up", (v) => v.status === "catching-up");
+  peer.send(event("market:1", 2, "m"), event("market:1", 3, "held"), event("orders:1", 2, "o", { epoch: "1-9f3c" }), event("orders:1", 3, "held", { epoch: "1-9f3c" }));
+  assert.deepEqual((await shown(orders, "o", (v) => v.cursor === "1-9f3c:3")).state, ["read", "o"]);
+  assert.deepEqual((await shown(market, "m", (v) => v.cursor === `${E}:3`)).state, ["read", "m"]);
+  assert.deepEqual(reads, { "market:1": 1, "orders:1": 1 });
+  assert.equal(peer.waiting, 0);
+});
+
+test("a heartbeat says that a topic is in another epoch: what was pending means nothing there", async () => {
+  for (const beat of [{ epoch: "4-9f3c" }, { epoch: E, epochs: { "orders:1": "4-9f3c" } }]) {
+    const b = await bench();
+    let reads = 0;
+    b.feed.topic<unknown[]>("orders:1", { ...list, snapshot: async () => (reads++, { state: [], cursor: `${E}:1`, pending: reads === 1 ? [1003] : [], epoch: E }) });
+    const peer = await b.server.accept();
+    peer.hello();
+    await peer.subscribed("orders:1");
+    peer.send({ op: "heartbeat", heads: { "orders:1": 1 }, ...beat });
+    await peer.unsubscribed();
+    await peer.subscribed("orders:1");
+    assert.equal(reads, 2);
+  }
+});
+
 test("offsets that go backwards, and an event of another history", async () => {
   const b = await bench();
   const { topic, peer } = await live(b);

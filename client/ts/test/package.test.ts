@@ -18,9 +18,9 @@ const packed = async (entry: string): Promise<number> => {
 };
 const pkg = JSON.parse(readFileSync(new URL("package.json", root), "utf8"));
 
-test("the core is smaller than 6 KB, minified and compressed; the other entries stay small", async (t) => {
+test("the core is smaller than 6.25 KB, minified and compressed; the other entries stay small", async (t) => {
   const limits: Record<string, number> = {
-    index: 6 * 1024, act: 2.5 * 1024, digest: 1.5 * 1024, persist: 1.5 * 1024, share: 4.5 * 1024, react: 3.5 * 1024, browser: 8.5 * 1024,
+    index: 6.25 * 1024, act: 2.5 * 1024, digest: 1.5 * 1024, persist: 1.5 * 1024, share: 4.5 * 1024, react: 3.5 * 1024, browser: 8.5 * 1024,
   };
   for (const entry in limits) {
     const size = await packed(`src/${entry}.ts`);

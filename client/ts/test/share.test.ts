@@ -144,6 +144,29 @@ test("a page with other topics gets those, and not the first one's", async () =>
   assert.deepEqual([...one.errors, ...two.errors], []);
 });
 
+test("a page joins a topic of another database in the epoch of that one", async () => {
+  const server = await Server.start();
+  const b = browser(server);
+  const O = "1-9f3c";
+  const first = b.page().feed.topic("orders:1", at(2, O));
+  const peer = await opened(server);
+  await peer.subscribed("orders:1", 2, O);
+  b.page().feed.topic("market:1", at(1));
+  await peer.subscribed("market:1", 1); // the newest epoch that was named is that of another topic
+  await shown(first, "live", (v) => v.status === "live");
+  for (const named of ["before a heartbeat", "after one"]) {
+    let reads = 0;
+    const joined = b.page().feed.topic<unknown[]>("orders:1", {
+      ...list, snapshot: async () => (reads++, { state: [1, 2, 4], cursor: `${O}:2`, pending: [1004], epoch: O }),
+    });
+    await shown(joined, `live ${named}`, (v) => v.status === "live");
+    assert.equal(reads, 1, named);
+    joined.close();
+    peer.send({ op: "heartbeat", epoch: E, heads: { "orders:1": 2, "market:1": 1 }, epochs: { "orders:1": O } });
+  }
+  assert.equal(peer.waiting, 0);
+});
+
 test("a page that is behind: the subscription begins again from there; who is ahead drops what comes twice", async () => {
   const server = await Server.start();
   const b = browser(server);
