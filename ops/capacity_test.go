@@ -40,7 +40,7 @@ func TestCapacityGrows(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		n = got.Deliveries/1e6 + got.Network/1e9 + got.Journal/1e12
+		n = got.Deliveries/1e6 + got.Network/1e9 + got.RedisNetwork/1e9 + got.Journal/1e12
 		for _, p := range got.Parts {
 			n += float64(p.Count) + p.Cores + p.Memory/float64(1<<30)*float64(p.Count)
 			if p.Count < 1 || p.Cores < 0 || p.Why == "" {
@@ -49,13 +49,14 @@ func TestCapacityGrows(t *testing.T) {
 		}
 		return n
 	}
-	at := ops.Load{Events: 500, Topics: 1000, Subscribers: 5000, Subscriptions: 3, Within: 1}
+	at := ops.Load{Events: 500, Topics: 1000, Subscribers: 5000, Subscriptions: 3, Within: 1, Kept: 100}
 	for name, more := range map[string]func(*ops.Load){
 		"events":        func(l *ops.Load) { l.Events *= 2 },
 		"subscribers":   func(l *ops.Load) { l.Subscribers *= 2 },
 		"subscriptions": func(l *ops.Load) { l.Subscriptions *= 2 },
 		"hotter":        func(l *ops.Load) { l.Hot = l.Subscribers },
 		"bytes":         func(l *ops.Load) { l.Bytes = 10_000 },
+		"kept":          func(l *ops.Load) { l.Kept *= 2 },
 		"retention":     func(l *ops.Load) { l.Retention = 1000 },
 		"sooner back":   func(l *ops.Load) { l.Within = 0.05 },
 		"less busy":     func(l *ops.Load) { l.Busy = 0.01 },

@@ -148,7 +148,7 @@ func serverOf(ctx context.Context, client *redis.Client) (s Server, err error) {
 		switch n, _ := strconv.ParseInt(value, 10, 64); name {
 		case "redis_version":
 			s.Version = value
-		case "redis_mode":
+		case "redis_mode", "server_mode": // of Valkey
 			s.Mode = value
 		case "role":
 			s.Role = value

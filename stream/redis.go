@@ -183,13 +183,14 @@ func (r *Redis) checkInfo(info string) error {
 			said[name] = value
 		}
 	}
+	// Valkey says with which Redis it is compatible as redis_version, and its mode as server_mode.
 	version := said["redis_version"]
 	major, _, _ := strings.Cut(version, ".")
 	if n, err := strconv.Atoi(major); err != nil || n < 7 {
 		return fmt.Errorf("%w: %w: %s reports version %s; Commitcast needs 7.0 or later",
 			ErrUnavailable, ErrRedisTooOld, r.where, version)
 	}
-	if mode := said["redis_mode"]; r.kind == "" && (mode == "cluster" || mode == "sentinel") {
+	if mode := cmp.Or(said["redis_mode"], said["server_mode"]); r.kind == "" && (mode == "cluster" || mode == "sentinel") {
 		return fmt.Errorf("%w: %w: %s is a %s: use redis+%s://", ErrUnavailable, ErrRefused, r.where,
 			map[string]string{"cluster": "node of a cluster", "sentinel": "Sentinel"}[mode], mode)
 	}

@@ -142,9 +142,9 @@ func (d *downs) told() Partitions {
 	return d.of
 }
 
-// listening is a subscription to every channel, with a worker that ticks and talks.
-func listening(t *testing.T, login func(string) string) (h *downs, chs []Channel, next []int64, stop func()) {
-	worker, reader := newRedisStream(t, login("worker"), RedisConfig{}), newRedisStream(t, login("broadcaster"), RedisConfig{})
+// listening is a subscription to every channel, with a worker that ticks and talks. probe is the subscription's ProbeTimeout.
+func listening(t *testing.T, login func(string) string, probe time.Duration) (h *downs, chs []Channel, next []int64, stop func()) {
+	worker, reader := newRedisStream(t, login("worker"), RedisConfig{}), newRedisStream(t, login("broadcaster"), RedisConfig{ProbeTimeout: probe})
 	chs = everyPartition(newEpoch())
 	next = make([]int64, len(chs))
 	for i := range next {
@@ -159,9 +159,9 @@ func listening(t *testing.T, login func(string) string) (h *downs, chs []Channel
 }
 
 // testSlotMoves: events reach the subscription again, over push alone, soon after their slot has moved; the other partitions do not
-// notice.
+// notice. The probe would put it right, too, but later than this test waits: it is the master that says so.
 func testSlotMoves(t *testing.T, c *services.RedisCluster, login func(string) string) {
-	h, chs, next, stop := listening(t, login)
+	h, chs, next, stop := listening(t, login, time.Minute)
 	moved := chs[7]
 	h.waitHeard(t, moved, 5)
 	err := c.MoveSlot(t.Context(), moved.key(), nil)
@@ -188,7 +188,7 @@ func testSlotMoves(t *testing.T, c *services.RedisCluster, login func(string) st
 
 // testMasterDies: the same when a master is killed. A worker ticks on, and the partitions of others do not notice.
 func testMasterDies(t *testing.T, c *services.RedisCluster, login func(string) string) {
-	h, chs, next, stop := listening(t, login)
+	h, chs, next, stop := listening(t, login, 0)
 	h.waitHeard(t, chs[3], 5)
 	master, err := c.Master(t.Context(), chs[3].key())
 	if err != nil {
@@ -287,7 +287,7 @@ func TestRedisSentinels(t *testing.T) {
 		return newRedisStream(t, sentinels.URL(), RedisConfig{MaxLen: maxLen, ProbeTimeout: time.Minute})
 	})
 	t.Run("master dies", func(t *testing.T) {
-		h, chs, next, stop := listening(t, func(string) string { return sentinels.URL() })
+		h, chs, next, stop := listening(t, func(string) string { return sentinels.URL() }, 0)
 		h.waitHeard(t, chs[3], 5)
 		master, err := sentinels.Master(t.Context())
 		if err != nil {

@@ -101,6 +101,29 @@ func TestRedisVersions(t *testing.T) {
 	}
 }
 
+// TestValkeyModes: Valkey says in other words what it is.
+func TestValkeyModes(t *testing.T) {
+	for mode, want := range map[string]string{"standalone": "", "cluster": "use redis+cluster://", "sentinel": "use redis+sentinel://"} {
+		info := "# Server\r\nredis_version:7.2.4\r\nserver_name:valkey\r\nvalkey_version:8.0.1\r\nserver_mode:" + mode + "\r\n"
+		server := fakeRedis(t, func(args []string) string {
+			switch strings.ToUpper(args[0]) {
+			case "INFO":
+				return fmt.Sprintf("$%d\r\n%s\r\n", len(info), info)
+			case "HELLO":
+				return "-ERR unknown command\r\n"
+			}
+			return "+OK\r\n"
+		})
+		s, err := NewRedis(t.Context(), server, RedisConfig{Logger: quiet})
+		if s != nil {
+			s.Close()
+		}
+		if want == "" && err != nil || want != "" && (!errors.Is(err, ErrRefused) || !strings.Contains(err.Error(), want)) {
+			t.Errorf("%s: %v, want %q", mode, err, want)
+		}
+	}
+}
+
 // TestRedisURLs: a URL that cannot be used is refused, and no part of a password is shown.
 func TestRedisURLs(t *testing.T) {
 	for _, u := range []string{

@@ -60,6 +60,7 @@ func Run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		kong.Exit(func(code int) { exited = code }),
 		kong.BindTo(ctx, (*context.Context)(nil)),
 		kong.Bind(&streams{stdout, stderr}),
+		capacityDefaults(),
 	)
 	if err != nil {
 		panic(err) // the struct tags above are wrong: a bug, found by any test

@@ -20,7 +20,7 @@ var (
 
 // Every flag, variable and command of commitcast that files of ops/deploy and docs/deploying.md name is there.
 func TestDeployedFlagsExist(t *testing.T) {
-	parser, err := kong.New(&cli{})
+	parser, err := kong.New(&cli{}, capacityDefaults())
 	if err != nil {
 		t.Fatal(err)
 	}

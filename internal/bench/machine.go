@@ -18,16 +18,24 @@ func cpuSeconds() float64 {
 
 // cpuOf is what another process has used, user and system, in steps of 10 ms; 0 where it cannot be told.
 func cpuOf(pid int) float64 {
-	const ticks = 100 // a second: USER_HZ, the same on all of Linux's 64-bit machines
+	s := statOf(pid)
+	return (s[11] + s[12]) / ticksEach
+}
+
+// ticksEach is how many ticks a second has: USER_HZ, the same on all of Linux's 64-bit machines.
+const ticksEach = 100
+
+// statOf is what the kernel says of a process, from its state on: [1] is the parent, [11] to [14] are ticks of CPU, user and system, its own
+// and those of children that have ended. Zeros where it cannot be told.
+func statOf(pid int) (s [15]float64) {
 	b, _ := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	_, rest, _ := strings.Cut(string(b), ") ") // the name before may hold anything
-	fields := strings.Fields(rest)
-	if len(fields) < 13 {
-		return 0
+	for i, field := range strings.Fields(rest) {
+		if i < len(s) {
+			s[i], _ = strconv.ParseFloat(field, 64)
+		}
 	}
-	user, _ := strconv.ParseFloat(fields[11], 64)
-	system, _ := strconv.ParseFloat(fields[12], 64)
-	return (user + system) / ticks
+	return s
 }
 
 // rss is the resident memory of a process, in bytes; 0 where it cannot be told.

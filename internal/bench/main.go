@@ -40,6 +40,7 @@ type results struct {
 	Idle     []fanResult      `json:"idle"`
 	Stalled  []fanResult      `json:"stalled"`
 	Storm    []stormResult    `json:"storm"`
+	Capacity []capacityResult `json:"capacity,omitempty"`
 	Curves   []curveResult    `json:"curves,omitempty"`
 
 	Details map[string]string `json:"details"` // of the machine and its servers
@@ -93,7 +94,7 @@ func main() {
 		for _, hop := range hops {
 			if err := map[string]func(context.Context, float64) error{
 				"pipeline": r.pipeline, "pgbench": r.pgbench, "writers": r.writers, "backlog": r.backlog, "fanout": r.fanout,
-				"idle": r.idle, "stalled": r.stalled, "storm": r.storm,
+				"idle": r.idle, "stalled": r.stalled, "storm": r.storm, "capacity": r.capacity,
 			}[hop](ctx, seconds); err != nil {
 				fatal(err)
 			}
@@ -106,7 +107,7 @@ func main() {
 }
 
 // allHops are the parts of a round; HOPS selects some.
-var allHops = []string{"pipeline", "pgbench", "writers", "backlog", "fanout", "idle", "stalled", "storm"}
+var allHops = []string{"pipeline", "pgbench", "writers", "backlog", "fanout", "idle", "stalled", "storm", "capacity"}
 
 func (r *results) pipeline(ctx context.Context, seconds float64) error {
 	for _, kind := range []string{kindLimit, kindCommitcast} {

@@ -190,7 +190,7 @@ func pipeline(ctx context.Context, kind, database string, rate float64, seconds 
 		}
 		write = bare.write
 	}
-	client, err := swarmDial(swarmOrder{Addr: addr, Topic: "bench"})
+	client, err := swarmDial(swarmOrder{Addr: addr}, "bench")
 	if err != nil {
 		return result, err
 	}

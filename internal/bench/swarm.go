@@ -28,11 +28,20 @@ type swarmOrder struct {
 	Addr    string `json:"addr"`
 	Clients int    `json:"clients"`
 	Topic   string `json:"topic"`
+	Topics  int    `json:"topics"` // more than 0: clients are spread over so many, whose names begin with Topic
 	After   string `json:"after"`
 	Events  int64  `json:"events"`  // each client ends at this offset
 	Stalled int    `json:"stalled"` // the first so many clients subscribe and never read
 	// Sample keeps one latency in so many: 0 or 1 keeps all.
 	Sample int `json:"sample"`
+}
+
+// topic is which one a client follows.
+func (o swarmOrder) topic(client int) string {
+	if o.Topics == 0 {
+		return o.Topic
+	}
+	return fmt.Sprint(o.Topic, ":", client%o.Topics)
 }
 
 // swarmDials is how many clients of a swarm connect at the same time. With few, a mass reconnect would measure how long one
@@ -53,6 +62,7 @@ type swarmReport struct {
 	Error     string  `json:"error,omitempty"`
 	Events    int64   `json:"events,omitempty"`   // received, summed over clients
 	Messages  int64   `json:"messages,omitempty"` // WebSocket messages, summed
+	Received  int64   `json:"received,omitempty"` // bytes, of frames of WebSocket
 	Latencies []int64 `json:"latencies,omitempty"`
 	FirstNS   int64   `json:"first_ns,omitempty"`
 	LastNS    int64   `json:"last_ns,omitempty"`
@@ -61,6 +71,7 @@ type swarmReport struct {
 
 type swarmClient struct {
 	conn   net.Conn
+	bytes  atomic.Int64
 	r      *bufio.Reader
 	at     atomic.Int64
 	events int64
@@ -99,7 +110,7 @@ func swarm(order swarmOrder, stopped <-chan struct{}, out *json.Encoder) error {
 			defer wg.Done()
 			dials <- struct{}{}
 			defer func() { <-dials }()
-			c, err := swarmDial(order)
+			c, err := swarmDial(order, order.topic(i))
 			if err != nil {
 				errs <- err
 				return
@@ -145,11 +156,11 @@ func swarm(order swarmOrder, stopped <-chan struct{}, out *json.Encoder) error {
 		case err := <-errs:
 			return err
 		case <-ticker.C:
-			slowest := int64(1 << 62)
+			slowest, received := int64(1<<62), int64(0)
 			for _, c := range clients[order.Stalled:] {
-				slowest = min(slowest, c.at.Load())
+				slowest, received = min(slowest, c.at.Load()), received+c.bytes.Load()
 			}
-			out.Encode(swarmReport{Slowest: slowest})
+			out.Encode(swarmReport{Slowest: slowest, Received: received})
 			if time.Since(began) > 3*time.Minute {
 				return fmt.Errorf("stuck at %d of %d", slowest, order.Events)
 			}
@@ -159,6 +170,7 @@ func swarm(order swarmOrder, stopped <-chan struct{}, out *json.Encoder) error {
 	for _, c := range clients {
 		report.Events += c.events
 		report.Messages += c.msgs
+		report.Received += c.bytes.Load()
 		report.Latencies = append(report.Latencies, c.lat...)
 		c.conn.Close()
 	}
@@ -167,7 +179,7 @@ func swarm(order swarmOrder, stopped <-chan struct{}, out *json.Encoder) error {
 
 // swarmDial shakes hands by hand and subscribes; it returns when "subscribed" has come. A server that speaks no
 // WebSocket (the limit program) sends its frames at once, after one line.
-func swarmDial(order swarmOrder) (*swarmClient, error) {
+func swarmDial(order swarmOrder, topic string) (*swarmClient, error) {
 	conn, err := net.DialTimeout("tcp", order.Addr, 10*time.Second)
 	if err != nil {
 		return nil, err
@@ -186,7 +198,7 @@ func swarmDial(order swarmOrder) (*swarmClient, error) {
 	if order.After != "" {
 		after = fmt.Sprintf(`,"after":%q`, order.After)
 	}
-	if err := writeMasked(conn, fmt.Appendf(nil, `{"op":"subscribe","id":1,"topic":%q%s}`, order.Topic, after)); err != nil {
+	if err := writeMasked(conn, fmt.Appendf(nil, `{"op":"subscribe","id":1,"topic":%q%s}`, topic, after)); err != nil {
 		return nil, err
 	}
 	for {
@@ -303,6 +315,7 @@ func (c *swarmClient) read(buf []byte) ([]byte, error) {
 		if _, err := io.ReadFull(c.r, buf); err != nil {
 			return nil, err
 		}
+		c.bytes.Add(int64(n) + 2)
 		switch op {
 		case 1:
 			return buf, nil

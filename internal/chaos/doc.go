@@ -7,6 +7,8 @@
 //
 //	make chaos ARGS="-rounds 50"
 //	make chaos ARGS="-standby -rounds 10"
+//	make chaos ARGS="-hosts -rounds 50"
+//	make chaos ARGS="-hosts -redis cluster -rounds 50"    and -redis sentinel
 //	make chaos ARGS="-rounds 1000 -failovers 60"    what docs/guarantees.md quotes
 //	make chaos ARGS="-bug early-append"    the checker on a product with a seeded bug: it must be caught
 //

@@ -30,6 +30,7 @@ type fault struct {
 	began, ended time.Time
 	err          error
 	silent       []string // broadcasters that said nothing of push being down, just before it healed
+	failed       bool     // not all of it went as it should: what Redis holds is not what it was told
 }
 
 // kind is one way to break things.
@@ -41,6 +42,8 @@ type kind struct {
 	kill bool
 	// data: what Redis holds is not what it was told.
 	data bool
+	// alone: it moves a slot of Redis, which nothing else may be at.
+	alone bool
 	// apply breaks, waits for hold, and heals.
 	apply func(f *fault) error
 }
@@ -73,12 +76,17 @@ var kinds = []kind{
 	{name: "epoch-bump", apply: (*fault).epochBump},
 }
 
-// kindsOf are those of a world with hosts, or of one without.
-func kindsOf(hosts bool) []kind {
-	if hosts {
-		return networkKinds
+// kindsOf are those of a world with hosts and a kind of Redis, or of one without.
+func kindsOf(hosts bool, redis string) []kind {
+	switch {
+	case !hosts:
+		return kinds
+	case redis == redisCluster:
+		return slices.Concat(networkKinds, replicatedKinds, clusterKinds)
+	case redis == redisSentinel:
+		return slices.Concat(networkKinds, replicatedKinds, sentinelKinds)
 	}
-	return kinds
+	return networkKinds
 }
 
 func kindNamed(kinds []kind, name string) (kind, bool) {
@@ -135,7 +143,7 @@ func (f *fault) run() {
 	time.Sleep(f.at)
 	f.began = time.Now()
 	f.w.log.add("FAULT", "%s for %v", f.kind.name, f.hold.Round(time.Millisecond))
-	f.err = f.kind.apply(f)
+	f.err = f.apply()
 	f.ended = time.Now()
 	if f.err != nil {
 		f.w.log.add("FAULT", "%s was not possible: %v", f.kind.name, f.err)
@@ -143,6 +151,21 @@ func (f *fault) run() {
 		f.w.log.add("FAULT", "%s healed", f.kind.name)
 	}
 }
+
+// apply breaks and heals. Nothing may have another server of Redis become master while a slot moves: what is moved to whom would be left open, and
+// no Redis Cluster mends that by itself.
+func (f *fault) apply() error {
+	if f.kind.mayFailOver() {
+		if !f.w.moving.TryRLock() {
+			return errors.New("a slot moves now")
+		}
+		defer f.w.moving.RUnlock()
+	}
+	return f.kind.apply(f)
+}
+
+// mayFailOver says that the fault may have another server of Redis become master.
+func (k kind) mayFailOver() bool { return k.data || strings.Contains(k.name, "redis") && !k.alone }
 
 // over is the moment from which recovery counts.
 func (f *fault) over() time.Time {
@@ -409,8 +432,8 @@ func names(all []kind) string {
 }
 
 // parseKinds reads -faults: names with commas, "all" or "none". With hosts, all are those of the network.
-func parseKinds(list string, hosts bool) ([]kind, error) {
-	kinds := kindsOf(hosts)
+func parseKinds(list string, hosts bool, redis string) ([]kind, error) {
+	kinds := kindsOf(hosts, redis)
 	switch list {
 	case "all":
 		return kinds, nil

@@ -16,11 +16,11 @@ import (
 // opsToken is what operators show: ops listeners that are not on a loopback want one.
 const opsToken = "a-token-of-a-machine-that-is-broken-on-purpose"
 
-func (w *world) makeHosts() (err error) {
+func (w *world) makeHosts(redis string) (err error) {
 	if w.network, err = network.New(); err != nil {
 		return err
 	}
-	names := []string{"postgres", "redis"}
+	names := append([]string{"postgres"}, hostNames(redis)...)
 	for i := range workers {
 		names = append(names, fmt.Sprint("worker", i+1))
 	}
@@ -49,14 +49,14 @@ var networkKinds = func() (all []kind) {
 			pair := role + "-" + server
 			all = append(all,
 				kind{name: "net-apart-" + pair, long: true, apply: func(f *fault) error {
-					a, b := f.host(role), f.w.hosts[server]
+					a, b := f.host(role), f.server(server)
 					return f.breaks(f.w.network.Part(a, b))
 				}},
 				kind{name: "net-mute-" + pair, long: true, apply: func(f *fault) error { // what the role sends is lost
-					return f.breaks(f.w.network.Break(f.host(role), f.w.hosts[server], network.Fault{Lost: 1}))
+					return f.breaks(f.w.network.Break(f.host(role), f.server(server), network.Fault{Lost: 1}))
 				}},
 				kind{name: "net-deaf-" + pair, long: true, apply: func(f *fault) error { // what it would receive is
-					return f.breaks(f.w.network.Break(f.w.hosts[server], f.host(role), network.Fault{Lost: 1}))
+					return f.breaks(f.w.network.Break(f.server(server), f.host(role), network.Fault{Lost: 1}))
 				}})
 		}
 		all = append(all, kind{name: "net-island-" + role, long: true, apply: func(f *fault) error { // nobody reaches it
@@ -68,13 +68,13 @@ var networkKinds = func() (all []kind) {
 			return f.breaks(f.w.network.Part(f.w.network.Outside(), f.host("broadcaster")))
 		}},
 		kind{name: "net-slow-redis", long: true, apply: func(f *fault) error {
-			return f.around(f.w.hosts["redis"], network.Fault{Delay: f.between(20, 150)})
+			return f.around(f.redisHost(), network.Fault{Delay: f.between(20, 150)})
 		}},
 		kind{name: "net-slow-postgres", long: true, apply: func(f *fault) error {
 			return f.around(f.w.hosts["postgres"], network.Fault{Delay: f.between(5, 40)})
 		}},
 		kind{name: "net-lossy-redis", long: true, apply: func(f *fault) error {
-			return f.around(f.w.hosts["redis"], network.Fault{Lost: 0.05 + 0.2*f.r.Float64()})
+			return f.around(f.redisHost(), network.Fault{Lost: 0.05 + 0.2*f.r.Float64()})
 		}},
 		kind{name: "net-lossy-postgres", long: true, apply: func(f *fault) error {
 			return f.around(f.w.hosts["postgres"], network.Fault{Lost: 0.02 + 0.08*f.r.Float64()})
@@ -83,6 +83,14 @@ var networkKinds = func() (all []kind) {
 			return f.around(f.w.network.Outside(), network.Fault{Lost: 0.02 + 0.08*f.r.Float64()})
 		}})
 }()
+
+// server is the host of Redis or Postgres.
+func (f *fault) server(name string) *network.Host {
+	if name == "redis" {
+		return f.redisHost()
+	}
+	return f.w.hosts[name]
+}
 
 // host is that of a process of a role.
 func (f *fault) host(role string) *network.Host {

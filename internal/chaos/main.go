@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -29,6 +30,7 @@ type options struct {
 	renew     int
 	standby   bool
 	hosts     bool
+	redis     string
 	bug       string
 	out       string
 	goOn      bool
@@ -52,6 +54,7 @@ func main() {
 	flag.IntVar(&o.renew, "renew", 10, "after how many rounds topics and clients are new")
 	flag.BoolVar(&o.standby, "standby", false, "rounds of failovers to a standby that lost acknowledged commits")
 	flag.BoolVar(&o.hosts, "hosts", false, "every process on a host of its own, in network namespaces, and faults of the network; takes Linux and root")
+	flag.StringVar(&o.redis, "redis", redisOne, "what Redis is, with -hosts: one; cluster, of three masters with a replica each; sentinel, a master with a replica and three Sentinels")
 	flag.StringVar(&o.bug, "bug", "", "seed a bug into the product first; 'list' lists them")
 	flag.StringVar(&o.out, "out", filepath.Join(os.TempDir(), "commitcast-chaos"), "folder of timelines and results")
 	flag.BoolVar(&o.goOn, "go-on", false, "go on after a violation, with a new world")
@@ -64,7 +67,7 @@ func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	if o.bug != "" {
-		os.Exit(runBug(ctx, o.bug, o.hosts))
+		os.Exit(runBug(ctx, o))
 	}
 	violations, err := run(ctx, o)
 	switch {
@@ -80,7 +83,10 @@ func run(ctx context.Context, o options) (int, error) {
 	if o.hosts && (o.standby || o.failovers > 0) {
 		return 0, errors.New("-hosts has no standby: leave -standby and -failovers out")
 	}
-	from, err := parseKinds(o.faults, o.hosts)
+	if o.redis != redisOne && !o.hosts || !slices.Contains([]string{redisOne, redisCluster, redisSentinel}, o.redis) {
+		return 0, fmt.Errorf("-redis is %q: one, cluster or sentinel, and the latter two take -hosts", o.redis)
+	}
+	from, err := parseKinds(o.faults, o.hosts, o.redis)
 	if err != nil {
 		return 0, err
 	}
@@ -128,7 +134,7 @@ func (o options) stops(violations map[string]int) bool {
 
 // session runs rounds in one world until there are violations. It returns how many rounds it ran.
 func session(ctx context.Context, o options, from []kind, seed uint64, rounds int, rec *record) (n, violated int, err error) {
-	w, err := newWorld(ctx, o.standby, o.hosts)
+	w, err := newWorld(ctx, o)
 	if err != nil {
 		return 0, 0, err
 	}
@@ -178,7 +184,7 @@ func session(ctx context.Context, o options, from []kind, seed uint64, rounds in
 			rec.Violations[name] += count
 		}
 		path := filepath.Join(o.out, fmt.Sprintf("timeline-%d-%d.txt", s, os.Getpid()))
-		head := []string{fmt.Sprintf("Seed %d, faults %s, standby %v, hosts %v.", s, o.faults, o.standby, o.hosts), ""}
+		head := []string{fmt.Sprintf("Seed %d, faults %s, standby %v, hosts %v, redis %s.", s, o.faults, o.standby, o.hosts, o.redis), ""}
 		for i, v := range all {
 			text := fmt.Sprintf("VIOLATION %s: %s", v.name, v.text)
 			head = append(head, text)
@@ -194,7 +200,7 @@ func session(ctx context.Context, o options, from []kind, seed uint64, rounds in
 			mode = " -standby"
 		}
 		if o.hosts {
-			mode = " -hosts"
+			mode = " -hosts -redis " + o.redis
 		}
 		fmt.Printf("round with seed %d failed; timeline in %s\nagain: go run ./internal/chaos -seed %d -rounds 1 -faults %s -clients %d%s\n", s, path, s, o.faults, o.clients, mode)
 		return n, len(all), nil

@@ -101,7 +101,8 @@ func (b bug) args(seed int) []string {
 const hostRounds = 40
 
 // runBug is -bug; with hosts, faults are those of the network.
-func runBug(ctx context.Context, name string, hosts bool) int {
+func runBug(ctx context.Context, o options) int {
+	name := o.bug
 	for _, b := range bugs {
 		if name == "list" {
 			fmt.Printf("%-26s %s; caught as %s\n", b.name, b.about, strings.Join(b.caughtAs, ", "))
@@ -120,9 +121,9 @@ func runBug(ctx context.Context, name string, hosts bool) int {
 			fatal(err)
 		}
 		args := b.args(1)
-		if hosts {
-			b.faults, b.hold, b.rounds, b.standby = "", 0, hostRounds, false
-			args = append(b.args(1), "-hosts")
+		if o.hosts {
+			b.faults, b.hold, b.rounds, b.standby = o.faults, 0, hostRounds, false
+			args = append(b.args(1), "-hosts", "-redis", o.redis)
 		}
 		cmd := exec.CommandContext(ctx, binary, append(args, "-v")...)
 		cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr

@@ -44,14 +44,14 @@ type process struct {
 	upOnce  sync.Once
 }
 
-func (w *world) newProcess(role string, n int, postgres, redis string) (*process, error) {
+func (w *world) newProcess(role string, n int) (*process, error) {
 	p := &process{w: w, name: fmt.Sprintf("%s%d", role, n), role: role, done: make(chan struct{}), up: make(chan struct{})}
 	var err error
 	if p.host = w.hosts[p.name]; p.host == nil {
-		if p.postgres, err = testkit.StartProxy(postgres); err != nil {
+		if p.postgres, err = testkit.StartProxy(w.postgres.Addr()); err != nil {
 			return nil, err
 		}
-		if p.redis, err = testkit.StartProxy(redis); err != nil {
+		if p.redis, err = testkit.StartProxy(w.redis.Addr()); err != nil {
 			return nil, err
 		}
 	}

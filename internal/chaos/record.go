@@ -19,12 +19,13 @@ type record struct {
 	Seed       uint64         `json:"seed"`
 	Clients    int            `json:"clients"`
 	Hosts      bool           `json:"hosts"`
+	Redis      string         `json:"redis"`
 	Rounds     []result       `json:"rounds"`
 	Violations map[string]int `json:"violations"` // by kind
 }
 
 func newRecord(o options) *record {
-	return &record{At: time.Now(), Seed: o.seed, Clients: o.clients, Hosts: o.hosts, Violations: make(map[string]int),
+	return &record{At: time.Now(), Seed: o.seed, Clients: o.clients, Hosts: o.hosts, Redis: o.redis, Violations: make(map[string]int),
 		Machine: fmt.Sprintf("%d cores, %s/%s, %s", runtime.NumCPU(), runtime.GOOS, runtime.GOARCH, runtime.Version())}
 }
 
@@ -58,14 +59,17 @@ const failover = "failover"
 func (rec *record) page() string {
 	var b strings.Builder
 	counts := make(map[string]int)
-	for _, k := range kindsOf(rec.Hosts) {
+	for _, k := range kindsOf(rec.Hosts, rec.Redis) {
 		counts[k.name] = 0
 	}
 	alone := make(map[string][]result)
 	var settle, p50, p99 []time.Duration
-	quiet, several, events := 0, 0, 0
+	quiet, several, events, tookOver := 0, 0, 0, 0
 	for _, r := range rec.Rounds {
 		events += r.Events
+		if r.TookOver {
+			tookOver++
+		}
 		settle = append(settle, r.Settle)
 		for _, f := range r.Faults {
 			counts[f]++
@@ -87,6 +91,9 @@ func (rec *record) page() string {
 	}
 	fmt.Fprintf(&b, "\n%d rounds in %v, from seed %d, with %d clients, on %s: %d without a fault, %d with several. %d promotions of a standby.\n",
 		len(rec.Rounds), rec.Took.Round(time.Second), rec.Seed, rec.Clients, rec.Machine, quiet, several, counts[failover])
+	if tookOver > 0 {
+		fmt.Fprintf(&b, "In %d rounds another server of Redis became master.\n", tookOver)
+	}
 	fmt.Fprintf(&b, "\nViolations: %d.\n", rec.total())
 	for _, name := range keys(rec.Violations) {
 		fmt.Fprintf(&b, "violated: %s × %d\n", name, rec.Violations[name])

@@ -34,6 +34,7 @@ type generation struct {
 	shared  int              // so many epochs the database had when it forked; later ones are of the present history alone
 	lowest  map[string]int64 // the first offset of a Stream at the end of the last round
 	faults  []*fault         // of the present round
+	masters string           // of Redis, when it began
 
 	// Counted by verify.
 	lost   int // ops that were acknowledged and went with the old primary
@@ -94,6 +95,8 @@ type result struct {
 	Lost   int `json:"lost"`
 	Astray int `json:"astray"`
 	Resets int `json:"resets"`
+	// TookOver says that in the end another server of Redis was a master than in the beginning.
+	TookOver bool `json:"took_over"`
 	// PushP50 and PushP99 are for a round without faults, from the acknowledged commit to each steady client.
 	PushP50 time.Duration `json:"push_p50"`
 	PushP99 time.Duration `json:"push_p99"`
@@ -104,6 +107,9 @@ func (g *generation) round(seed uint64, faults []*fault) result {
 	res := result{Seed: seed}
 	g.calm.Store(false)
 	g.faults = faults
+	if g.w.replicated != nil {
+		g.masters = g.w.replicated.masters(g.w.ctx)
+	}
 	quiet := len(faults) == 0
 	var healed, delivered float64
 	if quiet {
@@ -160,6 +166,7 @@ func (g *generation) round(seed uint64, faults []*fault) result {
 		return res
 	}
 	g.verify(ev)
+	res.TookOver = g.tookOver()
 	g.measure(ev, &res, began, wrote, healed, delivered)
 	g.w.log.add("round", "seed %d is over", seed)
 	return res
@@ -168,6 +175,13 @@ func (g *generation) round(seed uint64, faults []*fault) result {
 // settle waits until everything committed is sequenced, published and with every client.
 func (g *generation) settle() error {
 	var heads map[string]int64
+	if g.w.replicated != nil {
+		if err := g.w.eventually(settleWithin, func() error { return g.w.replicated.settled(g.w.ctx) }); err != nil {
+			return err
+		}
+		g.w.cache.Close() // it may still ask a server that is no master any more
+		g.w.cache = g.w.replicated.client()
+	}
 	return g.w.eventually(settleWithin, func() error {
 		type sums struct{ Waiting, Unpublished, SetAside int64 }
 		s, err := query(g.w, pgx.RowToStructByPos[sums], `SELECT (SELECT count(*) FROM commitcast.outbox),

@@ -378,7 +378,13 @@ func (g *generation) stored() {
 
 // disturbed says that what Redis holds in this round is not what it was told.
 func (g *generation) disturbed() bool {
-	return slices.ContainsFunc(g.faults, func(f *fault) bool { return f.kind.data })
+	return slices.ContainsFunc(g.faults, func(f *fault) bool { return f.kind.data || f.failed }) ||
+		g.tookOver() // with a master goes what had not been copied
+}
+
+// tookOver says that another server of Redis is a master than when the round began.
+func (g *generation) tookOver() bool {
+	return g.w.replicated != nil && g.w.replicated.masters(g.w.ctx) != g.masters
 }
 
 func streamKey(topic, epoch string) string {

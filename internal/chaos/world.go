@@ -50,7 +50,8 @@ type world struct {
 	redis       *services.Redis
 	postgresURL string // of the first primary; proxies lead to the present one
 	redisURL    string
-	cache       *redis.Client // the checker's own way to Redis, past the proxies
+	replicated  *replicated           // with -redis, in place of redis
+	cache       redis.UniversalClient // the checker's own way to Redis, past the proxies
 	processes   []*process
 	network     *network.Network         // with -hosts: everybody has a host of its own on it
 	hosts       map[string]*network.Host // by the names of processes, "postgres" and "redis"
@@ -64,6 +65,7 @@ type world struct {
 	sequenced [wire.Partitions]int64       // verified so far
 
 	refusing sync.Mutex   // one rule of access is in force at a time
+	moving   sync.RWMutex // held by a slot that moves, shared by what may have another server become master
 	resumed  atomic.Int64 // times that Redis was let go on after a pause
 
 	mu         sync.Mutex
@@ -120,7 +122,7 @@ func (w *world) violated() []violation {
 }
 
 // newWorld starts everything and waits until it serves.
-func newWorld(ctx context.Context, standby, hosts bool) (w *world, err error) {
+func newWorld(ctx context.Context, o options) (w *world, err error) {
 	w = &world{ctx: ctx, log: newTimeline(), soft: make(map[string]int), counts: make(map[string]int)}
 	defer func() {
 		if err != nil {
@@ -135,8 +137,8 @@ func newWorld(ctx context.Context, standby, hosts bool) (w *world, err error) {
 		return w, err
 	}
 	postgres, redisServer := services.PostgresConfig{Settings: map[string]string{"shared_buffers": "64MB"}}, services.RedisConfig{}
-	if hosts {
-		if err := w.makeHosts(); err != nil {
+	if o.hosts {
+		if err := w.makeHosts(o.redis); err != nil {
 			return w, err
 		}
 		postgres.Host, redisServer.Host = w.hosts["postgres"], w.hosts["redis"]
@@ -144,12 +146,19 @@ func newWorld(ctx context.Context, standby, hosts bool) (w *world, err error) {
 	if w.postgres, err = services.StartPostgres(ctx, postgres); err != nil {
 		return w, err
 	}
-	if w.redis, err = services.StartRedis(ctx, redisServer); err != nil {
-		return w, err
-	}
-	w.postgresURL, w.redisURL = w.postgres.URL("postgres"), w.redis.URL()
 	redis.SetLogger(silent{})
-	w.cache = redis.NewClient(w.redis.Options())
+	w.postgresURL = w.postgres.URL("postgres")
+	if o.redis == redisOne {
+		if w.redis, err = services.StartRedis(ctx, redisServer); err != nil {
+			return w, err
+		}
+		w.redisURL, w.cache = w.redis.URL(), redis.NewClient(w.redis.Options())
+	} else {
+		if w.replicated, err = startReplicated(ctx, o.redis, w.hosts); err != nil {
+			return w, err
+		}
+		w.redisURL, w.cache = w.replicated.url(), w.replicated.client()
+	}
 	if err := migrations.Up(ctx, w.postgresURL, slog.New(slog.DiscardHandler)); err != nil {
 		return w, err
 	}
@@ -187,7 +196,7 @@ func newWorld(ctx context.Context, standby, hosts bool) (w *world, err error) {
 			return w, fmt.Errorf("%s does not serve", p.name)
 		}
 	}
-	if standby {
+	if o.standby {
 		w.replica, err = w.postgres.Replica(ctx)
 	}
 	return w, err
@@ -198,7 +207,7 @@ type silent struct{}
 func (silent) Printf(context.Context, string, ...any) {}
 
 func (w *world) add(role string, n int) error {
-	p, err := w.newProcess(role, n, w.postgres.Addr(), w.redis.Addr())
+	p, err := w.newProcess(role, n)
 	if err == nil {
 		w.processes = append(w.processes, p)
 	}
@@ -339,6 +348,9 @@ func (w *world) close() {
 	}
 	if w.redis != nil {
 		w.redis.Close()
+	}
+	if w.replicated != nil {
+		w.replicated.close()
 	}
 	for _, pg := range []*services.Postgres{w.replica, w.postgres} {
 		if pg != nil {

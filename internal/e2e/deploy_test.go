@@ -53,11 +53,23 @@ func TestProxies(t *testing.T) {
 	start(t, database, redis, "worker")
 	authority := testkit.NewAuthority(t)
 	cert, key := authority.Issue("127.0.0.1")
-	for _, name := range []string{"nginx", "haproxy"} {
+	names := []string{"nginx", "haproxy"}
+	if os.Getenv("CADDY_BIN") != "" { // ops/deploy/check/caddy builds one: two minutes
+		names = append(names, "caddy")
+	}
+	for _, name := range names {
 		t.Run(name, func(t *testing.T) {
 			var nodes [2]*node
+			health, err := services.FreePort() // Caddy asks all at the same one
+			if err != nil {
+				t.Fatal(err)
+			}
 			for i := range nodes {
-				nodes[i] = start(t, database, redis, "broadcaster", "--trusted-proxy-hops=1", "--ops-token-file="+token, "--write-timeout=2s", "--heartbeat=1s")
+				flags := []string{"broadcaster", "--trusted-proxy-hops=1", "--ops-token-file=" + token, "--write-timeout=2s", "--heartbeat=1s"}
+				if name == "caddy" {
+					flags = append(flags, fmt.Sprintf("--listen=127.0.0.%d:0", i+1), fmt.Sprintf("--ops-listen=127.0.0.%d:%d", i+1, health))
+				}
+				nodes[i] = start(t, database, redis, flags...)
 			}
 			host := func(url string) string { _, at, _ := strings.Cut(url, "://"); return at }
 			port, err := services.FreePort()
@@ -67,14 +79,21 @@ func TestProxies(t *testing.T) {
 			at := fmt.Sprint("127.0.0.1:", port)
 			// The PROXY protocol gives these clients addresses of the world, which loopback has not.
 			var files [][2]string
-			if name == "nginx" {
+			switch name {
+			case "nginx":
 				files = [][2]string{{"nginx.conf", deployed(t, "proxy/nginx.conf",
 					"10.0.0.11:8080", host(nodes[0].URL), "10.0.0.12:8080", host(nodes[1].URL), "/etc/commitcast", "FOLDER", "/run/nginx.pid", "FOLDER/pid",
 					"listen 443 ssl;", "listen "+at+" ssl proxy_protocol; set_real_ip_from 127.0.0.1; real_ip_header proxy_protocol;",
 					"worker_rlimit_nofile 120000;", "", "worker_connections 60000;", "worker_connections 500;",
 					"access_log off;", "access_log off; client_body_temp_path FOLDER/a; proxy_temp_path FOLDER/b; fastcgi_temp_path FOLDER/c; uwsgi_temp_path FOLDER/d; scgi_temp_path FOLDER/e;")},
 					{"tls.crt", string(cert)}, {"tls.key", string(key)}}
-			} else {
+			case "caddy":
+				files = [][2]string{{"Caddyfile", "{\n admin off\n persist_config off\n auto_https off\n storage file_system FOLDER/storage\n" +
+					" servers {\n listener_wrappers {\n proxy_protocol {\n allow 127.0.0.0/8\n }\n tls\n }\n }\n}\n" +
+					deployed(t, "proxy/Caddyfile", "10.0.0.11:8080", host(nodes[0].URL), "10.0.0.12:8080", host(nodes[1].URL), "health_port 8081", fmt.Sprint("health_port ", health),
+						"live.example.com {", "https://"+at+" {\n tls FOLDER/tls.crt FOLDER/tls.key")},
+					{"tls.crt", string(cert)}, {"tls.key", string(key)}}
+			default:
 				files = [][2]string{{"haproxy.cfg", deployed(t, "proxy/haproxy.cfg",
 					"10.0.0.11:8080", host(nodes[0].URL)+" check port "+portOf(nodes[0].Ops), "10.0.0.12:8080", host(nodes[1].URL)+" check port "+portOf(nodes[1].Ops),
 					"default-server check port 8081", "default-server", "/etc/commitcast", "FOLDER", "bind :443", "bind "+at+" accept-proxy", "maxconn 50000", "maxconn 500")},

@@ -12,7 +12,7 @@ import (
 	"syscall"
 )
 
-// Configured is a private server of another program, by a configuration of its caller: nginx, haproxy or pgbouncer.
+// Configured is a private server of another program, by a configuration of its caller: nginx, haproxy, pgbouncer or caddy.
 type Configured struct {
 	folder  *folder
 	program program
@@ -30,6 +30,7 @@ var kinds = map[string]struct {
 }{
 	"nginx":     {nginxNeed, func(c string) []string { return []string{"-c", c, "-e", "stderr", "-g", "daemon off;"} }},
 	"haproxy":   {haproxyNeed, func(c string) []string { return []string{"-db", "-f", c} }},
+	"caddy":     {caddyNeed, func(c string) []string { return []string{"run", "--config", c, "--adapter", "caddyfile"} }},
 	"pgbouncer": {pgbouncerNeed, func(c string) []string { return []string{c} }},
 }
 

@@ -10,6 +10,7 @@ import (
 	"regexp"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 )
 
@@ -184,7 +185,7 @@ func findCompiler() (program, error) {
 // findProgram finds a program on PATH, or where those are that only root runs.
 func findProgram(name string) func() (program, error) {
 	return func() (program, error) {
-		for _, path := range []string{name, "/usr/sbin/" + name, "/opt/homebrew/bin/" + name, "/usr/local/bin/" + name} {
+		for _, path := range []string{os.Getenv(strings.ToUpper(name) + "_BIN"), name, "/usr/sbin/" + name, "/opt/homebrew/bin/" + name, "/usr/local/bin/" + name} {
 			if path, err := exec.LookPath(path); err == nil {
 				return program{path: path}, nil
 			}

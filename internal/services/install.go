@@ -54,6 +54,7 @@ var (
 	// Not nginx-light and its like: Debian's nginx has all that is needed, and no more.
 	nginxNeed     = need{what: "nginx", find: finds(findProgram("nginx")), debian: []string{"nginx"}, brew: []string{"nginx"}}
 	haproxyNeed   = need{what: "HAProxy", find: finds(findProgram("haproxy")), debian: []string{"haproxy"}, brew: []string{"haproxy"}}
+	caddyNeed     = need{what: "Caddy", instead: "CADDY_BIN", find: finds(findProgram("caddy")), brew: []string{"caddy"}}
 	pgbouncerNeed = need{what: "PgBouncer", find: finds(findProgram("pgbouncer")), debian: []string{"pgbouncer"}, brew: []string{"pgbouncer"}}
 	compilerNeed  = need{
 		what: "a C compiler", find: finds(findCompiler), debian: []string{"gcc", "libc6-dev"},

@@ -41,21 +41,36 @@ type RedisCluster struct {
 	password string
 }
 
-// StartRedisCluster starts so many masters, each with a replica, and shares the slots among them. ctx bounds the start only.
-func StartRedisCluster(ctx context.Context, masters int, lines ...string) (*RedisCluster, error) {
+// RedisClusterConfig says how a private cluster runs.
+type RedisClusterConfig struct {
+	// Masters is how many there are, each with a replica.
+	Masters int
+	// Lines are added to the configuration of each node.
+	Lines []string
+	// Hosts are where the nodes run, masters first and then the replica of each. Default: here.
+	Hosts []Host
+}
+
+// StartRedisCluster starts masters, each with a replica, and shares the slots among them. ctx bounds the start only.
+func StartRedisCluster(ctx context.Context, cfg RedisClusterConfig) (*RedisCluster, error) {
 	c := &RedisCluster{password: rand.Text()}
-	if err := c.start(ctx, masters, lines); err != nil {
+	if err := c.start(ctx, cfg); err != nil {
 		c.Close()
 		return nil, fmt.Errorf("starting a private Redis Cluster: %w", err)
 	}
 	return c, nil
 }
 
-func (c *RedisCluster) start(ctx context.Context, masters int, lines []string) error {
-	for range 2 * masters {
+func (c *RedisCluster) start(ctx context.Context, cfg RedisClusterConfig) error {
+	masters := cfg.Masters
+	for i := range 2 * masters {
+		var host Host
+		if cfg.Hosts != nil {
+			host = cfg.Hosts[i]
+		}
 		err := onFreePort(func(bus int) error {
 			own := fmt.Sprintf(clusterLines, clusterNodeTimeout.Milliseconds(), bus, c.password)
-			node, err := StartRedis(ctx, RedisConfig{Password: c.password, Lines: append([]string{own}, lines...)})
+			node, err := StartRedis(ctx, RedisConfig{Password: c.password, Lines: append([]string{own}, cfg.Lines...), Host: host})
 			if err == nil {
 				c.nodes = append(c.nodes, node)
 				c.clients = append(c.clients, redis.NewClient(node.Options()))
@@ -181,6 +196,15 @@ func (c *RedisCluster) URL() string {
 	return "redis+cluster://" + url.UserPassword("default", c.password).String() + "@" + strings.Join(hosts, ",")
 }
 
+// Client is a client of the whole cluster. The caller closes it.
+func (c *RedisCluster) Client() redis.UniversalClient {
+	addrs := make([]string, len(c.nodes))
+	for i, node := range c.nodes {
+		addrs[i] = node.Addr()
+	}
+	return redis.NewClusterClient(&redis.ClusterOptions{Addrs: addrs, Password: c.password})
+}
+
 // Nodes are the servers, each of which may be killed, frozen and started again.
 func (c *RedisCluster) Nodes() []*Redis { return c.nodes }
 
@@ -273,7 +297,7 @@ func (c *RedisCluster) MoveSlot(ctx context.Context, key string, pause func()) e
 		if len(keys) == 0 {
 			break
 		}
-		args := []any{"MIGRATE", host, port, "", 0, 5000, "AUTH2", "default", c.password, "KEYS"}
+		args := []any{"MIGRATE", host, port, "", 0, 5000, "REPLACE", "AUTH2", "default", c.password, "KEYS"}
 		for _, k := range keys {
 			args = append(args, k)
 		}

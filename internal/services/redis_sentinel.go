@@ -19,12 +19,12 @@ import (
 
 // sentinelLines configure a private Sentinel: it takes a server for gone after a second of silence, and tries a failover that
 // failed again after 4 s, twice its timeout.
-const sentinelLines = `bind 127.0.0.1
+const sentinelLines = `bind %s
 port %d
 dir %q
 requirepass %s
 sentinel sentinel-pass %s
-sentinel monitor main 127.0.0.1 %s 2
+sentinel monitor main %s 2
 sentinel auth-pass main %s
 sentinel down-after-milliseconds main 1000
 sentinel failover-timeout main 2000
@@ -46,31 +46,39 @@ type sentinel struct {
 	client *redis.SentinelClient
 }
 
-// StartRedisSentinels starts them. ctx bounds the start only.
-func StartRedisSentinels(ctx context.Context) (*RedisSentinels, error) {
+// SentinelHosts is how many hosts StartRedisSentinels takes: of the master, its replica and three Sentinels.
+const SentinelHosts = 5
+
+func (s *sentinel) addr() string { return net.JoinHostPort(s.folder.ip(), strconv.Itoa(s.port)) }
+
+// StartRedisSentinels starts them, each on one of SentinelHosts hosts in that order, or all here if there are none. ctx bounds the
+// start only.
+func StartRedisSentinels(ctx context.Context, hosts []Host) (*RedisSentinels, error) {
+	if hosts == nil {
+		hosts = make([]Host, SentinelHosts)
+	}
 	s := &RedisSentinels{password: rand.Text(), secret: rand.Text()}
-	if err := s.start(ctx); err != nil {
+	if err := s.start(ctx, hosts); err != nil {
 		s.Close()
 		return nil, fmt.Errorf("starting private Sentinels: %w", err)
 	}
 	return s, nil
 }
 
-func (s *RedisSentinels) start(ctx context.Context) error {
+func (s *RedisSentinels) start(ctx context.Context, hosts []Host) error {
 	lines := []string{"masterauth " + s.password, "repl-diskless-sync-delay 0"}
-	for range 2 {
-		r, err := StartRedis(ctx, RedisConfig{Password: s.password, Lines: lines})
+	for _, host := range hosts[:2] {
+		r, err := StartRedis(ctx, RedisConfig{Password: s.password, Lines: lines, Host: host})
 		if err != nil {
 			return err
 		}
 		s.servers = append(s.servers, r)
 		if len(s.servers) == 1 {
-			_, port, _ := net.SplitHostPort(r.Addr())
-			lines = append(lines, "replicaof 127.0.0.1 "+port)
+			lines = append(lines, "replicaof "+spaced(r.Addr()))
 		}
 	}
-	for range 3 {
-		if err := s.startSentinel(ctx); err != nil {
+	for _, host := range hosts[2:] {
+		if err := s.startSentinel(ctx, host); err != nil {
 			return err
 		}
 	}
@@ -90,24 +98,27 @@ func (s *RedisSentinels) start(ctx context.Context) error {
 	return nil
 }
 
-func (s *RedisSentinels) startSentinel(ctx context.Context) error {
+// spaced is host:port as Redis writes it in its configuration.
+func spaced(addr string) string { return strings.Replace(addr, ":", " ", 1) }
+
+func (s *RedisSentinels) startSentinel(ctx context.Context, host Host) error {
 	f, err := newFolder("sentinel")
 	if err != nil {
 		return err
 	}
+	f.host = host
 	one := &sentinel{folder: f}
 	s.sentinels = append(s.sentinels, one)
 	dir, err := f.private("data")
 	if err != nil {
 		return err
 	}
-	_, master, _ := net.SplitHostPort(s.servers[0].Addr())
 	return onFreePort(func(port int) error {
 		one.port = port
 		// It writes to its configuration, in whose folder it must be at home.
 		f := *f
 		f.path = dir
-		conf, err := f.secret("sentinel.conf", fmt.Appendf(nil, sentinelLines, port, dir, s.secret, s.secret, master, s.password))
+		conf, err := f.secret("sentinel.conf", fmt.Appendf(nil, sentinelLines, f.ip(), port, dir, s.secret, s.secret, spaced(s.servers[0].Addr()), s.password))
 		if err != nil {
 			return err
 		}
@@ -115,7 +126,7 @@ func (s *RedisSentinels) startSentinel(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		client := redis.NewSentinelClient(&redis.Options{Addr: localAddr(port), Password: s.secret})
+		client := redis.NewSentinelClient(&redis.Options{Addr: one.addr(), Password: s.secret})
 		err = proc.ready(ctx, "Sentinel", func(ctx context.Context) error { return client.Ping(ctx).Err() })
 		if err != nil {
 			client.Close()
@@ -131,7 +142,7 @@ func (s *RedisSentinels) startSentinel(ctx context.Context) error {
 func (s *RedisSentinels) URL() string {
 	var hosts []string
 	for _, one := range s.sentinels {
-		hosts = append(hosts, "127.0.0.1:"+strconv.Itoa(one.port))
+		hosts = append(hosts, one.addr())
 	}
 	return "redis+sentinel://" + url.UserPassword("default", s.password).String() + "@" + strings.Join(hosts, ",") +
 		"/main?sentinel_password=" + url.QueryEscape(s.secret)
@@ -157,6 +168,18 @@ func (s *RedisSentinels) Master(ctx context.Context) (*Redis, error) {
 	}
 	return nil, errors.New("there is no master that most Sentinels agree on")
 }
+
+// Client is a client of whoever is the master. The caller closes it.
+func (s *RedisSentinels) Client() redis.UniversalClient {
+	addrs := make([]string, len(s.sentinels))
+	for i, one := range s.sentinels {
+		addrs[i] = one.addr()
+	}
+	return redis.NewFailoverClient(&redis.FailoverOptions{MasterName: "main", SentinelAddrs: addrs, SentinelPassword: s.secret, Password: s.password})
+}
+
+// Servers are the master and its replica, as they were at first.
+func (s *RedisSentinels) Servers() []*Redis { return s.servers }
 
 // Said is what the Sentinels have logged, for a test that failed.
 func (s *RedisSentinels) Said() string {

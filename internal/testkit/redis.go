@@ -35,7 +35,7 @@ func RedisCluster(t testing.TB, lines ...string) *services.RedisCluster {
 	if err := services.EnsureRedis(t.Context(), nil); err != nil {
 		t.Fatal(err)
 	}
-	c, err := services.StartRedisCluster(t.Context(), 3, lines...)
+	c, err := services.StartRedisCluster(t.Context(), services.RedisClusterConfig{Masters: 3, Lines: lines})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -50,7 +50,7 @@ func RedisSentinels(t testing.TB) *services.RedisSentinels {
 	if err := services.EnsureRedis(t.Context(), nil); err != nil {
 		t.Fatal(err)
 	}
-	s, err := services.StartRedisSentinels(t.Context())
+	s, err := services.StartRedisSentinels(t.Context(), nil)
 	if err != nil {
 		t.Fatal(err)
 	}
