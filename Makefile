@@ -63,7 +63,7 @@ attack: ## Measure what attackers do to honest clients (ARGS=-h shows all)
 chaos: ## Break everything, and look for a lost or wrong event (ARGS="-rounds 50"; ARGS=-h shows all)
 	@go run ./internal/chaos $(ARGS)
 
-gameday: ## Break a system in ten ways; see which alert fires, what names the cause, and that the runbook cures it (ARGS="-run /redis")
+gameday: ## Break a system in eleven ways; see which alert fires, what names the cause, and that the runbook cures it (ARGS="-run /redis")
 	@go test -count=1 -v -timeout=30m -run '^TestGameday$$' ./internal/gameday -all $(ARGS)
 
 pictures: ## Take the pictures of README.md again, on an idle machine

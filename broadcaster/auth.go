@@ -56,8 +56,13 @@ func (b *Broadcaster) verify(ctx context.Context, token string) (*auth.Identity,
 	case err != nil:
 		outcome = "unavailable"
 		b.undecided.Do(func() { b.log.Warn("tokens cannot be checked", "error", err) })
+	case who.Expires.IsZero():
+		outcome = "lasting" // the canary's, for one, which comes every few seconds: no client has come back with it
 	}
 	b.metrics.tokens.WithLabelValues(outcome).Inc()
+	if l := b.tokens.of(outcome); l != nil {
+		l.add(time.Now())
+	}
 	return who, err
 }
 
@@ -196,6 +201,7 @@ func (s *session) expire(now time.Time) bool {
 // overstay ends a session whose time is up. Called with mu held.
 func (s *session) overstay(code wire.CloseCode) {
 	s.b.metrics.expired.Inc()
+	s.b.tokens.expired.add(time.Now())
 	s.closed = true // nothing is written any more
 	s.drained.Broadcast()
 	s.b.spawn(func(context.Context) { s.sink.close(code) }) // ends within the WebSocket's closing timeout

@@ -169,6 +169,8 @@ type Broadcaster struct {
 	stream       stream.Stream
 	subscription stream.Subscription
 	metrics      *metrics
+	tokens       tokensLately
+	slow         atomic.Int64   // clients, as last looked
 	shards       []*shard       // the first holds every topic that no other does
 	undecided    rate.Sometimes // logs that tokens cannot be checked: each client would cost a line
 
@@ -274,6 +276,7 @@ func (b *Broadcaster) beat(now time.Time) {
 	}
 	b.mu.RUnlock()
 	b.metrics.slow.Set(float64(slow))
+	b.slow.Store(int64(slow))
 }
 
 // keepTime sends heartbeats and forgets unused topics.

@@ -101,7 +101,7 @@ func (r *reader) grant(log *sharedLog) (read bool) {
 	if r.window == nil {
 		r.window = newWindow(r.cursor, log.maxBytes, log.windows)
 	}
-	if log.pending(r.epoch, r.window.last) < 0 {
+	if log.pending(r.epoch, r.window.last) < 0 || r.goesAhead(r.window.last) {
 		return true
 	}
 	r.replaying = false

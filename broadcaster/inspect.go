@@ -19,7 +19,9 @@ type State struct {
 	Users         int    `json:"users"` // subjects of tokens that are connected
 	Subscriptions int    `json:"subscriptions"`
 	Topics        int    `json:"topics"` // with a log in memory
+	Slow          int    `json:"slow"`   // clients that have not taken a message for a second or more, as last looked
 	Behind        int    `json:"behind"` // topics whose log lacks events that are known to exist
+	Tokens        Tokens `json:"tokens"`
 
 	Shards []ShardState `json:"shards,omitempty"` // where there are several databases: each of them
 }
@@ -49,9 +51,30 @@ func (s *State) In(epoch string) bool {
 	return s.Epoch == epoch || slices.ContainsFunc(s.Shards, func(sh ShardState) bool { return sh.Epoch == epoch })
 }
 
+// Tokens is what became of tokens in the last minute.
+type Tokens struct {
+	Accepted    int `json:"accepted"`
+	Refused     int `json:"refused"`
+	Unavailable int `json:"unavailable"` // could not be checked
+	Expired     int `json:"expired"`     // sessions that ended since no newer one came in time
+}
+
+// tokensLately counts for Tokens.
+type tokensLately struct{ accepted, refused, unavailable, expired lately }
+
+// of is the count of an outcome of a check; nil of those that are not told.
+func (t *tokensLately) of(outcome string) *lately {
+	return map[string]*lately{"accepted": &t.accepted, "refused": &t.refused, "unavailable": &t.unavailable}[outcome]
+}
+
+func (t *tokensLately) sum() Tokens {
+	now := time.Now()
+	return Tokens{t.accepted.sum(now), t.refused.sum(now), t.unavailable.sum(now), t.expired.sum(now)}
+}
+
 // State counts. It looks at every topic, and is for people who ask, not for a loop.
 func (b *Broadcaster) State() State {
-	s := State{Node: b.cfg.Node, Epoch: b.Epoch(), Push: b.pushUp.Load(), Polling: b.polling()}
+	s := State{Node: b.cfg.Node, Epoch: b.Epoch(), Push: b.pushUp.Load(), Polling: b.polling(), Tokens: b.tokens.sum()}
 	if err := b.Ready(); err != nil {
 		s.Ready = err.Error()
 	}
@@ -62,7 +85,7 @@ func (b *Broadcaster) State() State {
 	}
 	b.mu.RLock()
 	defer b.mu.RUnlock()
-	s.Drained, s.Connections, s.Topics = b.held, len(b.sessions), len(b.topics)
+	s.Drained, s.Connections, s.Topics, s.Slow = b.held, len(b.sessions), len(b.topics), int(b.slow.Load())
 	for _, u := range b.users {
 		if u.connections > 0 {
 			s.Users++
@@ -95,6 +118,7 @@ type ClientState struct {
 	Subscriptions int       `json:"subscriptions"`
 	Behind        int64     `json:"behind"`  // events that it has yet to be sent, all subscriptions together
 	Waiting       bool      `json:"waiting"` // something is being written to it, or about to be
+	Slow          bool      `json:"slow"`    // it has not taken that for a second or more
 }
 
 // Clients lists connections by session, after one; at most limit. subject, if not "", chooses those of one.
@@ -136,7 +160,7 @@ func (b *Broadcaster) ClientsBehind(limit int) []ClientState {
 func (s *session) clientState() ClientState {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	c := ClientState{Session: s.id, Since: s.came, Subscriptions: len(s.subs), Waiting: s.flushing}
+	c := ClientState{Session: s.id, Since: s.came, Subscriptions: len(s.subs), Waiting: s.flushing, Slow: s.isSlow(time.Now())}
 	if s.who != nil {
 		c.Subject = s.who.Subject
 	}
@@ -162,8 +186,13 @@ type TopicState struct {
 	Subscribers int    `json:"subscribers"`
 	Joining     int    `json:"joining"` // of these, not yet live
 	Behind      int    `json:"behind"`  // of the live ones, not yet sent everything
-	Slowest     int64  `json:"slowest"` // the lowest offset up to which a live one was sent everything; Head if there is none
+	// Laggards are those that are furthest behind, at most 10, the last first.
+	Laggards []Follower `json:"laggards,omitempty"`
+	Slowest  int64      `json:"slowest"` // the lowest offset up to which a live one was sent everything; Head if there is none
 }
+
+// laggards is how many that are behind a topic are named: enough to see what they have in common.
+const laggards = 10
 
 // Topics lists topics that follow after in the order of their names, at most limit.
 func (b *Broadcaster) Topics(after string, limit int) []TopicState {
@@ -192,12 +221,12 @@ func (b *Broadcaster) Topic(name string) (TopicState, bool) {
 		return TopicState{}, false
 	}
 	t.mu.Lock()
-	defer t.mu.Unlock()
 	s := TopicState{Topic: name, Epoch: t.channel.Epoch, Head: t.head(), Confirmed: t.confirmed, Subscribers: len(t.subs)}
 	s.Slowest = s.Head
 	t.log.mu.RLock()
 	s.First, s.Last = t.log.first, t.log.next-1
 	t.log.mu.RUnlock()
+	var behind []Follower
 	for _, sub := range t.subs {
 		sub.s.mu.Lock()
 		switch {
@@ -206,9 +235,15 @@ func (b *Broadcaster) Topic(name string) (TopicState, bool) {
 		case sub.cursor < s.Head:
 			s.Behind++
 			s.Slowest = min(s.Slowest, sub.cursor)
+			behind = append(behind, sub.followerLocked())
 		}
 		sub.s.mu.Unlock()
 	}
+	t.mu.Unlock()
+	slices.SortFunc(behind, func(x, y Follower) int {
+		return cmp.Or(cmp.Compare(x.Cursor, y.Cursor), cmp.Compare(x.Session, y.Session))
+	})
+	s.Laggards = behind[:min(laggards, len(behind))]
 	return s, true
 }
 

@@ -53,7 +53,7 @@ func newMetrics(r prometheus.Registerer) *metrics {
 		resets:        vec("resets_total", "Subscriptions ended by a reset, by reason.", "reason", wire.ReasonTrimmed, wire.ReasonAhead, wire.ReasonEpoch),
 		replayed:      vec("events_replayed_total", "Events read for subscribers that were behind, by source: stream, journal, or memory, which another one's read had brought.", "source", "stream", "journal", "memory"),
 		expired:       counter("sessions_expired_total", "Sessions ended because no token came in time, or none after one that expired."),
-		tokens:        vec("tokens_total", "Tokens checked, by outcome: accepted, refused, unavailable.", "outcome", "accepted", "refused", "unavailable"),
+		tokens:        vec("tokens_total", "Tokens checked, by outcome: accepted, lasting (accepted, and without an end), refused, unavailable.", "outcome", "accepted", "lasting", "refused", "unavailable"),
 		shut:          vec("requests_shut_out_total", "HTTP requests refused at the door, by reason: host, origin, token_in_url, body.", "reason", "host", "origin", "token_in_url", "body"),
 		limits: vec("limits_total", "Times that a limit was hit, by limit.", "limit", limitConnections, limitAddress, limitUser, limitSubscriptions, limitRequests,
 			limitRefusals, limitPings, limitReplays, limitReplayRate, limitMessage, limitFrames, limitRenewals, limitLogs, limitStrikes, limitStrangers, limitUserRequests),

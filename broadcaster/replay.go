@@ -175,6 +175,11 @@ func (b *Broadcaster) replay(sub *subscription) {
 		default:
 			err = refusal
 		}
+		if err == nil {
+			sub.t.mu.Lock()
+			sub.t.found(h, run)
+			sub.t.mu.Unlock()
+		}
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		then := sub.splice(life, run, err)

@@ -32,9 +32,14 @@ var (
 //
 //	go test ./broadcaster -run TestSpliceSchedules -schedules 5000000
 //	go test ./broadcaster -run TestSpliceSchedules -seed 4711
-func TestSpliceSchedules(t *testing.T) {
+func TestSpliceSchedules(t *testing.T) { explore(t, false) }
+
+// TestAheadSchedules is TestSpliceSchedules with an operator who sends readers ahead of the log now and then.
+func TestAheadSchedules(t *testing.T) { explore(t, true) }
+
+func explore(t *testing.T, ahead bool) {
 	if *seed != 0 {
-		w := &world{tracing: true}
+		w := &world{tracing: true, ahead: ahead}
 		w.run(*seed)
 		t.Log("\n" + strings.Join(w.trace, "\n"))
 		if w.broken != "" {
@@ -54,13 +59,13 @@ func TestSpliceSchedules(t *testing.T) {
 	}
 	for range runtime.GOMAXPROCS(0) {
 		wg.Go(func() {
-			w := new(world)
+			w := &world{ahead: ahead}
 			for n := next.Add(1); n <= last && broke.Load() == 0 && time.Now().Before(until); n = next.Add(1) {
 				w.run(n)
 				done.Add(1)
 				steps.Add(uint64(w.now))
 				if w.broken != "" {
-					again := &world{tracing: true}
+					again := &world{tracing: true, ahead: ahead}
 					again.run(n)
 					text := fmt.Sprintf("seed %d: %s\nthe way there:\n%s", n, w.broken, strings.Join(again.trace, "\n"))
 					mu.Lock()
@@ -204,6 +209,7 @@ type world struct {
 	calm    bool // no more faults
 	broken  string
 	tracing bool
+	ahead   bool // an operator sends readers ahead
 	trace   []string
 
 	// The database. rows[n] is offset n.
@@ -349,7 +355,7 @@ func (w *world) chance(percent int) bool { return !w.calm && w.rng.IntN(100) < p
 
 func (w *world) reset(seed uint64) {
 	w.pcg.Seed(seed, 1)
-	*w = world{rng: w.rng, pcg: w.pcg, tracing: w.tracing, trace: w.trace[:0], queue: w.queue[:0], waiting: w.waiting[:0],
+	*w = world{rng: w.rng, pcg: w.pcg, tracing: w.tracing, ahead: w.ahead, trace: w.trace[:0], queue: w.queue[:0], waiting: w.waiting[:0],
 		later: w.later[:0], subs: w.subs[:0], replays: w.replays[:0], pool: w.pool, message: w.message,
 		join: joinOp{batch: w.join.batch[:0], position: w.join.position[:0]}, feed: feed{log: sharedLog{frames: w.feed.log.frames[:0]}}}
 	w.rng = rand.New(&w.pcg)
@@ -994,13 +1000,17 @@ func (w *world) stepFetch(op *rangeOp) (moved, brought bool) {
 func (w *world) spliceReplay(i int) {
 	op := w.replays[i]
 	w.replays = append(w.replays[:i], w.replays[i+1:]...)
+	if op.err == nil {
+		w.feed.found(op.hole, op.run)
+	}
+	after := op.sub.position() // one that went ahead may have been given what the log had meanwhile
 	next := op.sub.splice(op.life, op.run, op.err)
 	w.log("sub %d's replay: %d", op.sub.slot, next)
 	switch next {
 	case replayTaken:
 		op.sub.dirty = true
-		if op.run.First != op.hole.after+1 {
-			w.fail("no chunk with a hole", "sub %d at %d took a run from %d", op.sub.slot, op.hole.after, op.run.First)
+		if op.run.First != after+1 {
+			w.fail("no chunk with a hole", "sub %d at %d took a run from %d", op.sub.slot, after, op.run.First)
 		}
 		if op.sub.slot == 0 && w.rng.IntN(4) == 0 && op.sub.window != nil { // who waits long enough
 			op.sub.window.enough = true
@@ -1050,7 +1060,7 @@ func (w *world) collect(s *simSub) {
 	before := s.cursor
 	behind := s.replaying || s.holds()
 	budget := w.rng.IntN(9) * simFrame / 2
-	if then := w.feed.log.pending(s.epoch, s.cursor); s.conflate && then >= 0 && then <= w.feed.log.maxMessage && !behind {
+	if then := w.feed.log.pending(s.epoch, s.cursor); s.conflate && then >= 0 && then <= w.feed.log.maxMessage && !behind && !s.goesAhead(s.cursor) {
 		defer func() {
 			if s.holds() || s.replaying {
 				w.fail("no window for who is not behind", "sub %d", s.slot)
@@ -1204,6 +1214,18 @@ func (w *world) subscribe(slot int) {
 	w.waiting = append(w.waiting, s)
 }
 
+// stepAhead has an operator send a subject ahead of the log, as far as something is stored.
+func (w *world) stepAhead() bool {
+	for _, s := range w.subs {
+		if s.state == subLive && s.epoch == epochNames[w.epoch] && s.cursor < w.head {
+			s.ahead, s.dirty = s.cursor+1+int64(w.rng.IntN(int(w.head-s.cursor))), true
+			w.log("sub %d is sent ahead to %d", s.slot, s.ahead)
+			return true
+		}
+	}
+	return false
+}
+
 // ---- the order of events
 
 func (w *world) step() {
@@ -1254,6 +1276,9 @@ func (w *world) act(n int) bool {
 	default:
 		if w.rng.IntN(3) == 0 {
 			return w.stepClient()
+		}
+		if w.ahead && w.rng.IntN(4) == 0 {
+			return w.stepAhead()
 		}
 		return w.stepGrace()
 	}
@@ -1363,6 +1388,9 @@ func (w *world) check() {
 		}
 		if s.state != subLive && (s.holds() || s.replaying) {
 			w.fail("no replay beyond a life", "sub %d", s.slot)
+		}
+		if s.state == subLive && s.history == f.history && s.cursor > f.want.Load() {
+			w.fail("the head is not below a reader", "sub %d at %d, head %d", s.slot, s.cursor, f.want.Load())
 		}
 	}
 }

@@ -370,7 +370,12 @@ func (s *session) slow(now time.Time) bool {
 		s.written, s.stuck = s.writes, now
 		return false
 	}
-	return now.Sub(s.stuck) >= slowAfter
+	return s.isSlow(now)
+}
+
+// isSlow is slow for those who look in between. Called with mu held.
+func (s *session) isSlow(now time.Time) bool {
+	return s.flushing && s.writes == s.written && now.Sub(s.stuck) >= slowAfter
 }
 
 // beat ends a session whose time is up, or sends a heartbeat with the heads of all live subscriptions, unless the client is not taking what it has.

@@ -195,6 +195,8 @@ type reader struct {
 	chunk     [][]byte // what a replay brought: the offsets from cursor+1 on
 	replaying bool     // one is under way, or waits for its turn
 
+	ahead int64 // an operator wants the reader to have what is stored up to here, whatever the log has; 0, or passed: as the log goes
+
 	conflate bool    // the client wants no more than it needs when it is behind
 	window   *window // what it is sent then
 	leftOut  int64   // how many events it was not shown so far
@@ -283,6 +285,7 @@ func (r *reader) leave() {
 		r.window.drop()
 	}
 	r.chunk, r.window, r.replaying = nil, nil, false
+	r.ahead = 0
 	r.life++
 }
 
@@ -340,6 +343,8 @@ func (r *reader) collect(p []byte, log *sharedLog, budget int) (_ []byte, more b
 		r.end()
 		then = nextEnd
 	case state == readBehind && !r.replaying:
+		then = r.behind(log)
+	case state == readCurrent && r.goesAhead(r.cursor) && !r.replaying:
 		then = r.behind(log)
 	}
 	return p, state == readMore, then

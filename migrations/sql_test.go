@@ -3,6 +3,7 @@ package migrations_test
 import (
 	"context"
 	"fmt"
+	"math/rand/v2"
 	"strings"
 	"sync"
 	"syscall"
@@ -148,6 +149,75 @@ func TestSequenceSharesABatch(t *testing.T) {
 }
 
 // Two sequencers of one partition while writers write: no event is missed, numbered twice, or out of order.
+// One event of one partition has statements of its own: they do what the one for any number does, which a partition meets that is
+// asked about together with another.
+func TestSequenceOneIsLikeMany(t *testing.T) {
+	conn := connect(t, migrated(t))
+	const alone, together, beside = 3, 5, 8
+	topic := func(p int) string {
+		return one[string](t, conn, `SELECT 'p' || i FROM generate_series(1, 1000) i WHERE commitcast.partition_of('p' || i) = $1 LIMIT 1`, p)
+	}
+	names := map[int]string{alone: topic(alone), together: topic(together)}
+	epoch := one[string](t, conn, `SELECT commitcast.check_epoch()`)
+	random := rand.New(rand.NewPCG(1, 1))
+	ones := 0
+	var events, seq int64
+	if _, err := conn.Exec(t.Context(), `UPDATE commitcast.partition SET term = 1`); err != nil {
+		t.Fatal(err)
+	}
+	for step := range 400 {
+		for range random.IntN(3) { // about as many as are taken
+			events++
+			for _, p := range []int{alone, together} { // the pair has ids 2n-1 and 2n
+				if _, err := conn.Exec(t.Context(), `INSERT INTO commitcast.outbox (partition, topic, type, data) VALUES ($1, $2, 't', to_json($3::bigint))`,
+					p, names[p], events); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		told := []any{nil, epoch, epoch, "1-00000000"}[random.IntN(4)]
+		var done any
+		if random.IntN(4) > 0 {
+			done = max(0, seq+1-random.Int64N(4)) // sometimes more than there is
+		}
+		term, batch, safe := random.IntN(4), random.IntN(4), 2*max(0, events-random.Int64N(4))
+		said := func(ps ...int) (got string) {
+			terms, dones := make([]int, len(ps)), make([]any, len(ps))
+			for i := range ps {
+				terms[i], dones[i] = term, done
+			}
+			if err := conn.QueryRow(t.Context(), `SELECT (epoch, seq, published, term, sequenced, more)::text
+				FROM commitcast.sequence($1::int[]::smallint[], $2::int[]::bigint[], $3, $4, $5, $6) WHERE partition = $7`,
+				ps, terms, batch, told, dones, safe, ps[0]).Scan(&got); err != nil {
+				t.Fatal(err)
+			}
+			return got
+		}
+		before := seq
+		a, b := said(alone), said(together, beside)
+		if a != b {
+			t.Fatalf("step %d: alone %s, together %s", step, a, b)
+		}
+		// Ids and floors of a pair differ by one.
+		state := func(p int) string {
+			return one[string](t, conn, `SELECT (q.seq, q.published, q.term, (q.floor + 1) / 2, q.last_sequenced_at > '-infinity', (SELECT (head, head_epoch) FROM commitcast.topic WHERE partition = q.id),
+				(SELECT array_agg((j."offset", j.epoch, j.seq, (j.id + 1) / 2, j.type, j.key, j.data::text, j.headers::text, j.sequenced_at = q.last_sequenced_at) ORDER BY j.seq)
+					FROM commitcast.journal j WHERE j.partition = q.id AND j.seq > $2),
+				(SELECT array_agg((o.id + 1) / 2 ORDER BY o.id) FROM commitcast.outbox o WHERE o.partition = q.id))::text FROM commitcast.partition q WHERE q.id = $1`, p, before)
+		}
+		if a, b := state(alone), state(together); a != b {
+			t.Fatalf("step %d: alone\n%s\ntogether\n%s", step, a, b)
+		}
+		seq = one[int64](t, conn, `SELECT seq FROM commitcast.partition WHERE id = $1`, alone)
+		if seq == before+1 {
+			ones++
+		}
+	}
+	if ones < 50 {
+		t.Errorf("one event alone %d times only", ones)
+	}
+}
+
 func TestSequenceTwiceAtOnce(t *testing.T) {
 	db := migrated(t)
 	setup := connect(t, db)

@@ -24,6 +24,13 @@ func TestFindings(t *testing.T) {
 		s.Nodes[0].Counters = map[string]float64{answered + "/gap": gaps}
 		return s
 	}
+	tokens := func(of ...broadcaster.Tokens) *Status {
+		s := &Status{}
+		for _, t := range of {
+			s.Nodes = append(s.Nodes, node(Identity{Broadcaster: &broadcaster.State{Node: "b", Tokens: t}}).Nodes...)
+		}
+		return s
+	}
 	inEpoch := func(database string, b broadcaster.State) *Status {
 		s := node(Identity{Broadcaster: &b})
 		s.Database.Up, s.Database.Epoch = true, database
@@ -49,11 +56,18 @@ func TestFindings(t *testing.T) {
 		"a young Redis":               {redis(5, 0), "", "Redis lacked"},
 		"that has lost something":     {redis(5, 2), Warning, "Redis lacked events that it had confirmed"},
 		"that had, long ago":          {redis(3600, 2), "", "Redis lacked"},
+		"tokens that are renewed":     {tokens(broadcaster.Tokens{Expired: 500, Accepted: 100}, broadcaster.Tokens{Accepted: 395, Refused: 20, Unavailable: 20}), "", "tokens"},
+		"that are not":                {tokens(broadcaster.Tokens{Expired: 500, Accepted: 100}, broadcaster.Tokens{Accepted: 379}), Problem, "expired and are not renewed"},
+		"that cannot be checked":      {tokens(broadcaster.Tokens{Unavailable: 20}, broadcaster.Tokens{Unavailable: 1}), Problem, "cannot be checked"},
+		"that are refused":            {tokens(broadcaster.Tokens{Refused: 21}), Warning, "are refused"},
+		"few slow clients":            {node(Identity{Broadcaster: &broadcaster.State{Node: "b1", Slow: 6, Connections: 1000}}), "", "have taken nothing"},
+		"too many":                    {node(Identity{Broadcaster: &broadcaster.State{Node: "b1", Slow: 6, Connections: 100}}), Warning, "6 clients have taken nothing"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			var list []Finding
 			add := func(f Finding) { list = append(list, f) }
 			findRedis(c.s, add)
+			findTokens(c.s, add)
 			for _, n := range c.s.Nodes {
 				(&Console{}).findNode(c.s, n, add)
 			}

@@ -32,6 +32,8 @@ const (
 	PathDrain      = "/v1/drain"
 	PathUndrain    = "/v1/undrain"
 	PathDisconnect = "/v1/disconnect"
+	PathFollowers  = "/v1/followers"
+	PathAdvance    = "/v1/advance"
 )
 
 const (

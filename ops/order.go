@@ -9,15 +9,16 @@ import (
 
 // The actions of an Order.
 const (
-	Pause      = "pause"       // a partition
-	Resume     = "resume"      // a partition
-	Park       = "park"        // a topic
-	Redrive    = "redrive"     // a topic that is set aside, or parked; or a range of one that is not
-	RedriveAll = "redrive all" // every topic that is given up
-	Discard    = "discard"     // dead letters of a topic
-	Drain      = "drain"       // a broadcaster
-	Undrain    = "undrain"     // a broadcaster
-	Disconnect = "disconnect"  // a subject
+	Pause      = "pause"         // a partition
+	Resume     = "resume"        // a partition
+	Park       = "park"          // a topic
+	Redrive    = "redrive"       // a topic that is set aside, or parked; or a range of one that is not
+	RedriveAll = "redrive all"   // every topic that is given up
+	GoFirst    = "redrive first" // the clients of a subject are sent ahead of the redrive of a topic that is set aside
+	Discard    = "discard"       // dead letters of a topic
+	Drain      = "drain"         // a broadcaster
+	Undrain    = "undrain"       // a broadcaster
+	Disconnect = "disconnect"    // a subject
 	BumpEpoch  = "epoch bump"
 )
 
@@ -81,6 +82,19 @@ func (c *Console) propose(ctx context.Context, p *Proposal) (err error) {
 		p.What = fmt.Sprintf("publish %s events of %s, %d to %d, in order", Count(p.Plan.Events), p.Topic, p.Plan.First, p.Plan.Last)
 		if p.Plan.Retries {
 			p.What = fmt.Sprintf("have topic %s, which is being tried now and then, tried at once", p.Topic)
+		}
+	case GoFirst:
+		if p.Plan, err = c.PlanRedrive(ctx, p.Topic, p.From, p.To); err != nil {
+			return err
+		}
+		f, err := c.planFirst(ctx, p.Plan, p.Subject)
+		if err != nil {
+			return err
+		}
+		all, there, at := f.standing()
+		p.What = fmt.Sprintf("have %s of %s sent what %s holds from the journal, up to %d, before it is redriven for all: %d of them had all of it", plural(all, "subscription"), p.Subject, p.Topic, p.Plan.Last, there)
+		if there < all && at >= 0 {
+			p.What += fmt.Sprintf(", the last is at %d", at)
 		}
 	case RedriveAll:
 		p.What = "have every topic that is given up tried again"
@@ -147,6 +161,7 @@ func (c *Console) proposeDiscard(ctx context.Context, p *Proposal) (err error) {
 type Outcome struct {
 	Says      string     `json:"says"`                // may be several lines
 	Redriving *Redriving `json:"redriving,omitempty"` // workers are at it
+	First     *First     `json:"first,omitempty"`     // who went ahead, and is there
 }
 
 // Carry carries a proposal out, if all is still as it was seen; else it is refused with [ErrConflict]. An outcome may come with an
@@ -175,6 +190,12 @@ func (c *Console) Carry(ctx context.Context, p *Proposal) (out Outcome, err erro
 			if p.Plan.Events == 0 {
 				out.Redriving = nil
 			}
+		}
+	case GoFirst:
+		var f *First
+		if f, err = c.GoFirst(ctx, p.Plan, p.Subject, func(*First) {}); err == nil {
+			out.Says = f.Says() + "For all, now: " + f.Next
+			out.First = f
 		}
 	case RedriveAll:
 		var taken []string

@@ -176,8 +176,13 @@ func (c *Console) Redrive(ctx context.Context, p *Plan) (*Redriving, error) {
 	return r, err
 }
 
+// rows is what a row is read from: a transaction, or the pool.
+type rows interface {
+	QueryRow(ctx context.Context, sql string, args ...any) pgx.Row
+}
+
 // seenParked refuses a topic that is not set aside as it was seen to be.
-func seenParked(ctx context.Context, tx pgx.Tx, topic string, seen *Parked) error {
+func seenParked(ctx context.Context, tx rows, topic string, seen *Parked) error {
 	var at time.Time
 	var died *time.Time
 	err := tx.QueryRow(ctx, `SELECT parked_at, died_at FROM commitcast.parked WHERE topic = $1`, topic).Scan(&at, &died)

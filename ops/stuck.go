@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+
+	"github.com/commitcast/commitcast/broadcaster"
 )
 
 var (
@@ -32,6 +34,10 @@ const (
 	redisYoung = 10 * time.Minute
 	// certificateSoon is how long before its end a certificate is told of.
 	certificateSoon = 7 * 24 * time.Hour
+	// tokensAmiss is how many tokens may be refused, or expire without a newer one, in a minute before it is told: as the alerts have it.
+	tokensAmiss = 20
+	// clientsSlow is how many clients of a node, and more than 1%, may be slow before it is told: as the alert has it.
+	clientsSlow = 5
 	// findingsOfAKind bounds how many topics are named; the rest are counted.
 	findingsOfAKind = 10
 	// clockOff is how far the clock of a node may be from the database's.
@@ -89,6 +95,7 @@ func (c *Console) findings(ctx context.Context, s *Status) []Finding {
 		}
 	}
 	findRedis(s, add)
+	findTokens(s, add)
 	if d.Up {
 		// What all partitions share is said once, and first.
 		nobody := workers == 0 && !slices.ContainsFunc(s.Partitions, func(p Partition) bool { return p.Owner != nil })
@@ -141,6 +148,31 @@ func findRedis(s *Status, add func(Finding)) {
 	}
 }
 
+// findTokens says what is wrong with the tokens of clients, on all nodes together: who expired at one comes back to another.
+func findTokens(s *Status, add func(Finding)) {
+	var t broadcaster.Tokens
+	for _, n := range s.Nodes {
+		if n.Identity != nil && n.Identity.Broadcaster != nil {
+			of := n.Identity.Broadcaster.Tokens
+			t.Accepted, t.Refused, t.Unavailable, t.Expired = t.Accepted+of.Accepted, t.Refused+of.Refused, t.Unavailable+of.Unavailable, t.Expired+of.Expired
+		}
+	}
+	counts := fmt.Sprintf("in the last minute %s ended with their token, %d newer ones were accepted, %d refused, %d could not be checked", plural(t.Expired, "session"), t.Accepted, t.Refused, t.Unavailable)
+	if gone := t.Expired - t.Accepted; gone > tokensAmiss {
+		add(Finding{Level: Problem, Hop: "broadcasters", What: "tokens of clients have expired and are not renewed", Why: counts,
+			Affects: plural(gone, "client") + ", who see nothing new until they have a newer token",
+			Help:    "whoever issues tokens: the identity provider, and the token callback of the page; clients come back by themselves"})
+	}
+	if t.Unavailable > tokensAmiss {
+		add(Finding{Level: Problem, Hop: "broadcasters", What: "tokens of clients cannot be checked", Why: counts, Affects: "who connects, and who brings a newer token",
+			Help: "see whether the nodes reach --jwks-url, and their logs"})
+	}
+	if t.Refused > tokensAmiss {
+		add(Finding{Level: Warning, Hop: "broadcasters", What: "tokens of clients are refused", Why: counts, Affects: "who connects with one of these",
+			Help: "keys that were rotated (--jwt-key-file), the audience, clocks (commitcast ops doctor), or one client that tries again and again"})
+	}
+}
+
 // findNode says what is wrong with one process.
 func (c *Console) findNode(s *Status, n *Node, add func(Finding)) {
 	if n.Identity == nil {
@@ -188,6 +220,10 @@ func (c *Console) findNode(s *Status, n *Node, add func(Finding)) {
 	if s.Database.Up && b.Epoch != "" && s.Database.Epoch != "" && !b.In(s.Database.Epoch) {
 		add(Finding{Level: Warning, Hop: hop, What: "it is in epoch " + b.Epoch + ", the database in " + s.Database.Epoch, Affects: plural(b.Connections, "client"),
 			Help: "it moves within a second; if it does not, it reads another database"})
+	}
+	if b.Slow > clientsSlow && b.Slow*100 > b.Connections {
+		add(Finding{Level: Warning, Hop: hop, What: plural(b.Slow, "client") + " have taken nothing of what they are sent for a second or more", Affects: "these clients; nobody else waits for them",
+			Help: "see who: commitcast ops clients --behind --only=" + b.Node + "; one subject or network: its owner, or commitcast ops disconnect SUBJECT"})
 	}
 	if b.Behind > 0 {
 		add(Finding{Level: Warning, Hop: hop, What: plural(b.Behind, "topic") + " are behind what exists", Affects: "their subscribers there",

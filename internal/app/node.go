@@ -82,6 +82,18 @@ func (n *nodeFace) serve(mux *http.ServeMux, door *opsDoor) {
 		}
 		answer(w, b.Topics(q.Get("after"), limitOf(q.Get("limit"))))
 	})
+	handle("GET "+ops.PathFollowers, func(w http.ResponseWriter, r *http.Request) {
+		q := r.URL.Query()
+		answer(w, b.Followers(q.Get("topic"), q.Get("subject"), ops.MaxPage))
+	})
+	handle("POST "+ops.PathAdvance, func(w http.ResponseWriter, r *http.Request) {
+		var order ops.Advance
+		if err := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxOrder)).Decode(&order); err != nil || order.Topic == "" || order.Subject == "" || order.To < 1 {
+			http.Error(w, `say who goes ahead, and how far: {"topic":"…","subject":"…","to":1050}`, http.StatusBadRequest)
+			return
+		}
+		answer(w, b.Advance(order.Topic, order.Subject, order.To, ops.MaxPage))
+	})
 	handle("POST "+ops.PathDrain, func(w http.ResponseWriter, r *http.Request) {
 		if b.State().Drained {
 			http.Error(w, "it is drained already", http.StatusConflict)

@@ -134,11 +134,17 @@ type opsRedrive struct {
 	Topic  string `arg:""`
 	From   int64  `help:"Publish retained events again from this offset on."`
 	To     int64  `help:"To this one (the head)."`
+	First  string `placeholder:"SUBJECT" help:"Have the clients with tokens of this subject sent the events first, then ask; with --yes or --json it ends there, and says how to go on."`
 	NoWait bool   `help:"Order it, and do not wait until it is done."`
 }
 
 func (c *opsRedrive) Run(ctx context.Context, s *streams) error {
 	return c.with(ctx, func(console *ops.Console) error {
+		if c.First != "" {
+			if on, err := c.first(ctx, s, console); err != nil || !on {
+				return err
+			}
+		}
 		p, err := console.Propose(ctx, ops.Order{Action: ops.Redrive, Topic: c.Topic, From: c.From, To: c.To})
 		if err != nil {
 			return err
@@ -181,6 +187,36 @@ func (c *opsRedrive) Run(ctx context.Context, s *streams) error {
 		}
 		return nil
 	})
+}
+
+// first sends the clients of one subject ahead. It reports whether the redrive for all is to follow.
+func (c *opsRedrive) first(ctx context.Context, s *streams, console *ops.Console) (goOn bool, err error) {
+	p, err := console.Propose(ctx, ops.Order{Action: ops.GoFirst, Topic: c.Topic, From: c.From, To: c.To, Subject: c.First})
+	if err != nil {
+		return false, err
+	}
+	if c.DryRun {
+		_, err := c.confirm(s, os.Stdin, p.What)
+		return true, err // what follows is said, too
+	}
+	progress := bar{p: newPage(s.err)}
+	f, err := console.GoFirst(ctx, p.Plan, c.First, func(f *ops.First) {
+		done, all := f.Done()
+		progress.at(done, all, "events")
+	})
+	progress.end()
+	if err != nil {
+		return false, err
+	}
+	if c.JSON {
+		return false, c.show(s, f, nil)
+	}
+	tell(s, f.Says())
+	if c.Yes || !isTerminal(os.Stdin) {
+		fmt.Fprintf(s.out, "For all, now: %s\n", visible(f.Next))
+		return false, nil
+	}
+	return true, nil
 }
 
 type opsRelease struct {

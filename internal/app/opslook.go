@@ -320,6 +320,23 @@ func showTopic(p *page, t *ops.Topic) {
 		}
 	}
 	p.print(list)
+	late := newTable("FURTHEST BEHIND", "NODE", "SESSION", ">AT")
+	for _, n := range t.Nodes {
+		if n.State == nil {
+			continue
+		}
+		for _, f := range n.State.Laggards {
+			who := f.Subject
+			if who == "" {
+				who = "no subject"
+			}
+			late.add(who, n.Node, f.Session, f.Cursor)
+		}
+	}
+	if t.Behind > 0 {
+		p.line("")
+		p.print(late)
+	}
 }
 
 func orUnknown(s string) string {
@@ -466,12 +483,23 @@ type opsClients struct {
 	Only    string `placeholder:"NODE" help:"Of one broadcaster: its name, or the address of its ops listener."`
 	Subject string `help:"Of one subject of tokens."`
 	After   string `placeholder:"SESSION" help:"Begin after this session."`
+	Behind  bool   `help:"Those that have most to be sent yet, the furthest behind first, and nobody who has been sent everything."`
 	Limit   int    `default:"50" help:"How many of each node (${default}, at most 1000)."`
+}
+
+func (c *opsClients) ask(ctx context.Context, console *ops.Console) ([]ops.NodeClients, error) {
+	if c.Behind {
+		return console.ClientsBehind(ctx, c.Only, c.Limit)
+	}
+	return console.Clients(ctx, c.Only, c.Subject, c.After, c.Limit)
 }
 
 func (c *opsClients) Run(ctx context.Context, s *streams) error {
 	return c.with(ctx, func(console *ops.Console) error {
-		nodes, err := console.Clients(ctx, c.Only, c.Subject, c.After, c.Limit)
+		if c.Behind && (c.Subject != "" || c.After != "") {
+			return usageError{errors.New("--behind goes with --only and --limit alone")}
+		}
+		nodes, err := c.ask(ctx, console)
 		if err != nil {
 			return err
 		}
@@ -487,7 +515,9 @@ func (c *opsClients) Run(ctx context.Context, s *streams) error {
 				t := newTable("SESSION", "SUBJECT", "ADDRESS", ">CONNECTED", ">SUBSCRIPTIONS", ">BEHIND", "")
 				for _, k := range n.Clients {
 					behind, note := cell{count(k.Behind), plain}, ""
-					if k.Waiting {
+					if k.Slow {
+						note = "takes nothing for a second or more"
+					} else if k.Waiting {
 						note = "being written to"
 					}
 					address := k.Address
@@ -497,7 +527,7 @@ func (c *opsClients) Run(ctx context.Context, s *streams) error {
 					t.add(k.Session, k.Subject, address, ago(&k.Since), k.Subscriptions, behind, note)
 				}
 				p.print(t)
-				if len(n.Clients) == c.Limit {
+				if len(n.Clients) == c.Limit && !c.Behind {
 					p.line("%s", p.paint(dim, "more: --only="+n.Node+" --after="+n.Clients[len(n.Clients)-1].Session))
 				}
 			}

@@ -146,7 +146,8 @@ func (r *results) pgbench(ctx context.Context, seconds float64) error {
 		r.Pgbench = append(r.Pgbench, p)
 		fmt.Printf("  pgbench, %d clients            %-14s %6.0f transactions/s", pgbenchClients, p.Kind, p.PerSecond)
 		if kind == kindCommitcast {
-			fmt.Printf(", %d: every balance equal on both nodes, no gap; the last event %.0f ms after the load", p.Transactions, p.CaughtUpMS)
+			fmt.Printf(", %d: every balance equal on both nodes, no gap; the last event %.0f ms after the load; at %d/s append → socket p50 %.2f ms p99 %.2f ms",
+				p.Transactions, p.CaughtUpMS, pgbenchModerate, p.SocketP50, p.SocketP99)
 		}
 		fmt.Println()
 	}

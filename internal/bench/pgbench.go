@@ -23,13 +23,20 @@ type pgbenchResult struct {
 	Kind         string  `json:"kind"`
 	PerSecond    float64 `json:"per_second"`
 	Transactions int64   `json:"transactions"`
-	// Commitcast alone: how long after the load the last event arrived.
+	// Commitcast alone: how long after the load the last event arrived, and from append to socket at a moderate rate.
 	CaughtUpMS float64 `json:"caught_up_ms,omitempty"`
+	SocketP50  float64 `json:"socket_p50_ms,omitempty"`
+	SocketP99  float64 `json:"socket_p99_ms,omitempty"`
 }
 
 const (
 	pgbenchScale   = 20
 	pgbenchClients = 16
+	// pgbenchWarmUp is for how many seconds the load runs before it counts: plans, caches, the first drains.
+	pgbenchWarmUp = 2
+	// pgbenchModerate is the rate, in transactions a second, at which the time to the socket is measured: as fast as it goes, it
+	// only says how long the queues for two cores are.
+	pgbenchModerate = 400
 	// plainTrigger is the limit: the same trigger, into a plain table of the same content.
 	plainTrigger = `CREATE FUNCTION publish_history() RETURNS trigger LANGUAGE plpgsql AS $$
 		BEGIN
@@ -94,9 +101,20 @@ func pgbench(ctx context.Context, kind, database string, seconds float64) (pgben
 	if _, err := conn.Exec(ctx, trigger); err != nil {
 		return result, err
 	}
-	out, err := exec.CommandContext(ctx, program, "-n", "-c", fmt.Sprint(pgbenchClients), "-j", "2", "-T", fmt.Sprint(int(seconds)), database).CombinedOutput()
+	load := func(seconds float64, more ...string) ([]byte, error) {
+		args := append([]string{"-n", "-c", fmt.Sprint(pgbenchClients), "-j", "2", "-T", fmt.Sprint(int(seconds))}, more...)
+		out, err := exec.CommandContext(ctx, program, append(args, database)...).CombinedOutput()
+		if err != nil {
+			err = fmt.Errorf("pgbench: %w\n%s", err, out)
+		}
+		return out, err
+	}
+	if _, err := load(pgbenchWarmUp); err != nil {
+		return result, err
+	}
+	out, err := load(seconds)
 	if err != nil {
-		return result, fmt.Errorf("pgbench: %w\n%s", err, out)
+		return result, err
 	}
 	ended := time.Now()
 	m := regexp.MustCompile(`(?m)^tps = ([0-9.]+)`).FindSubmatch(out)
@@ -104,14 +122,33 @@ func pgbench(ctx context.Context, kind, database string, seconds float64) (pgben
 		return result, fmt.Errorf("pgbench does not say its rate:\n%s", out)
 	}
 	result.PerSecond, _ = strconv.ParseFloat(string(m[1]), 64)
-	if err := conn.QueryRow(ctx, "SELECT count(*) FROM pgbench_history").Scan(&result.Transactions); err != nil {
+	awaitAll := func() error {
+		if err := conn.QueryRow(ctx, "SELECT count(*) FROM pgbench_history").Scan(&result.Transactions); err != nil {
+			return err
+		}
+		for _, a := range subscribers {
+			if err := a.await(result.Transactions); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	if err := awaitAll(); err != nil || kind != kindCommitcast {
 		return result, err
 	}
 	for _, a := range subscribers {
-		if err := a.await(result.Transactions); err != nil {
-			return result, err
-		}
 		result.CaughtUpMS = max(result.CaughtUpMS, float64(a.last.Sub(ended))/1e6)
+	}
+	loaded := result.Transactions
+	if _, err := load(seconds/pgbenchStretch, "-R", fmt.Sprint(pgbenchModerate)); err != nil {
+		return result, err
+	}
+	if err := awaitAll(); err != nil {
+		return result, err
+	}
+	var lags []int64
+	for _, a := range subscribers {
+		lags = append(lags, a.lags[loaded:]...)
 		for table, got := range map[[3]string]map[int64]int64{
 			{"pgbench_branches", "bid", "bbalance"}: a.sums.branch,
 			{"pgbench_tellers", "tid", "tbalance"}:  a.sums.teller,
@@ -122,6 +159,7 @@ func pgbench(ctx context.Context, kind, database string, seconds float64) (pgben
 			}
 		}
 	}
+	result.SocketP50, result.SocketP99 = percentile(lags, 0.5), percentile(lags, 0.99)
 	return result, nil
 }
 
@@ -150,6 +188,7 @@ type adder struct {
 	seen chan int64 // how many events there were so far
 	done chan error
 	last time.Time // read it after await
+	lags []int64   // of each event, from its append to here; the same
 }
 
 func newAdder(ctx context.Context, addr string) (*adder, error) {
@@ -190,6 +229,7 @@ func (a *adder) read(ctx context.Context, live chan<- struct{}) error {
 			var m struct {
 				Op, Topic string
 				Offset    int64
+				At        time.Time
 				Data      struct{ Teller, Account, Delta int64 }
 			}
 			if err := json.Unmarshal(line, &m); err != nil {
@@ -210,6 +250,7 @@ func (a *adder) read(ctx context.Context, live chan<- struct{}) error {
 				a.sums.branch[branch] += m.Data.Delta
 				a.sums.teller[m.Data.Teller] += m.Data.Delta
 				a.sums.account[m.Data.Account] += m.Data.Delta
+				a.lags = append(a.lags, int64(time.Since(m.At)))
 				n++
 			case "hello", "heartbeat":
 			default:

@@ -86,20 +86,23 @@ func swarmMain() {
 		fatal(err)
 	}
 	out := json.NewEncoder(os.Stdout)
-	stopped := make(chan struct{})
-	go func() { // ends with the process
+	stopped, over := make(chan struct{}), make(chan struct{})
+	go func() { // ends with standard input
+		defer close(over)
 		var stop swarmStop
 		if in.Decode(&stop) == nil && stop.Stop {
 			close(stopped)
+			in.Decode(&stop)
 		}
 	}()
-	if err := swarm(order, stopped, out); err != nil {
+	if err := swarm(order, stopped, over, out); err != nil {
 		out.Encode(swarmReport{Done: true, Error: err.Error()})
 		os.Exit(1)
 	}
 }
 
-func swarm(order swarmOrder, stopped <-chan struct{}, out *json.Encoder) error {
+// swarm connects, reads and reports; its connections stay open until over, so that a server that is measured then has them.
+func swarm(order swarmOrder, stopped, over <-chan struct{}, out *json.Encoder) error {
 	clients := make([]*swarmClient, order.Clients)
 	var wg sync.WaitGroup
 	dials := make(chan struct{}, swarmDials)
@@ -172,9 +175,15 @@ func swarm(order swarmOrder, stopped <-chan struct{}, out *json.Encoder) error {
 		report.Messages += c.msgs
 		report.Received += c.bytes.Load()
 		report.Latencies = append(report.Latencies, c.lat...)
+	}
+	if err := out.Encode(report); err != nil {
+		return err
+	}
+	<-over
+	for _, c := range clients {
 		c.conn.Close()
 	}
-	return out.Encode(report)
+	return nil
 }
 
 // swarmDial shakes hands by hand and subscribes; it returns when "subscribed" has come. A server that speaks no

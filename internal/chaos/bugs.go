@@ -44,7 +44,10 @@ var bugs = []bug{
 		name: "cursor-by-max-id", about: "sequencing never looks below the highest id that it has seen, which a late commit is",
 		patches: []patch{{"migrations/0001_init.up.sql",
 			"            floor = CASE WHEN NOT told OR w.done IS NULL THEN q.floor\n",
-			"            floor = CASE WHEN true THEN greatest(q.floor, c.top, (SELECT max(j.id) FROM commitcast.journal j WHERE j.partition = q.id))\n"}},
+			"            floor = CASE WHEN true THEN greatest(q.floor, c.top, (SELECT max(j.id) FROM commitcast.journal j WHERE j.partition = q.id))\n"},
+			{"migrations/0001_init.up.sql",
+				"                floor = CASE WHEN NOT told OR dones[1] IS NULL THEN q.floor\n",
+				"                floor = CASE WHEN true THEN greatest(q.floor, o.id)\n"}},
 		faults: "none", rounds: 4, caughtAs: []string{"event-lost", "stalled"}, fast: true,
 	},
 	{
@@ -209,6 +212,8 @@ var bugs = []bug{
 		patches: []patch{
 			{"migrations/0001_init.up.sql", "            published = CASE WHEN told THEN least(greatest(w.done, q.published), q.seq) ELSE q.published END,",
 				"            published = CASE WHEN told THEN q.seq ELSE q.published END,"},
+			{"migrations/0001_init.up.sql", "                published = CASE WHEN told THEN least(greatest(dones[1], q.published), q.seq) ELSE q.published END,",
+				"                published = CASE WHEN told THEN q.seq ELSE q.published END,"},
 		},
 		faults: "redis-pause", caughtAs: []string{"published-unconfirmed", "published-unstored"},
 	},

@@ -164,7 +164,7 @@ func TestConsoleDoor(t *testing.T) {
 	}
 	orders := []map[string]any{
 		{"action": "pause", "partition": 3}, {"action": "resume", "partition": 3}, {"action": "park", "topic": "t"}, {"action": "redrive", "topic": "t", "from": 1},
-		{"action": "redrive all"}, {"action": "discard", "topic": "t"}, {"action": "drain", "node": "b1"}, {"action": "undrain", "node": "b1"},
+		{"action": "redrive first", "topic": "t", "subject": "ada"}, {"action": "redrive all"}, {"action": "discard", "topic": "t"}, {"action": "drain", "node": "b1"}, {"action": "undrain", "node": "b1"},
 		{"action": "disconnect", "subject": "ada"}, {"action": "epoch bump"},
 	}
 	_, good := b.post("api/propose", map[string]any{"action": "pause", "partition": 3})
@@ -420,6 +420,25 @@ func TestConsoleInABrowser(t *testing.T) {
 	p.Until(`(document.getElementById('d-why').value = 'a test', true)`, "a reason is given")
 	p.Click("#d-go")
 	p.Until(`document.querySelector('dialog')?.textContent.includes('38 of 38 events published: done')`, "workers do it")
+	p.Click("dialog .d-foot button")
+
+	// One client first, then all.
+	if _, stderr, code := operate(t, database, redisURL, "park", "market:42", "--yes"); code != 0 {
+		t.Fatalf("park: %d %s", code, stderr)
+	}
+	exec1(t, database, `SELECT commitcast.append('market:42', 'trade', '1') FROM generate_series(1, 3)`)
+	ada.ExpectEvents("market:42", 39, 41)
+	p.Until(`document.querySelector('button[data-handle="Release…"]')`, "the topic is parked")
+	p.Click(`button[data-handle="Release…"]`)
+	p.Until(`document.querySelector('#d-first')`, "one may be first")
+	p.Until(fmt.Sprintf(`(document.getElementById('d-first').value = %q, document.getElementById('d-why').value = 'a test', true)`, nasty), "who, and why")
+	p.Click("#d-go")
+	p.Until(`document.querySelector('dialog .notice')?.textContent.includes('has been sent everything up to 41')`, "how far that client is")
+	p.Click("#d-all")
+	p.Until(`document.querySelector('.would')?.textContent.includes('publish 3 events of market:42, 39 to 41, in order')`, "then all")
+	p.Until(`(document.getElementById('d-why').value = 'a test', true)`, "a reason is given")
+	p.Click("#d-go")
+	p.Until(`document.querySelector('dialog')?.textContent.includes('3 of 3 events published: done')`, "workers do it")
 	p.Click("dialog .d-foot button")
 
 	// Every page shows markup as text, and fits a phone.

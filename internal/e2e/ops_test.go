@@ -333,6 +333,9 @@ func TestNodesAndClients(t *testing.T) {
 		"order, none":    {"POST", ops.PathDrain, http.Header{"Content-Type": {"application/json"}}, 401},
 		"a page's order": {"POST", ops.PathDrain, http.Header{"Authorization": {"Bearer 0123456789abcdef-ops"}, "Content-Type": {"application/json"}, "Origin": {"https://evil.example"}}, 403},
 		"a form":         {"POST", ops.PathDrain, http.Header{"Authorization": {"Bearer 0123456789abcdef-ops"}, "Content-Type": {"text/plain"}}, 415},
+		"who is first":   {"POST", ops.PathAdvance, http.Header{"Authorization": {"Bearer 0123456789abcdef-ops"}, "Content-Type": {"application/json"}}, 400},
+		"a page's first": {"POST", ops.PathAdvance, http.Header{"Authorization": {"Bearer 0123456789abcdef-ops"}, "Content-Type": {"application/json"}, "Origin": {"https://evil.example"}}, 403},
+		"followers":      {"GET", ops.PathFollowers, nil, 401},
 		"a subject":      {"POST", ops.PathDisconnect, http.Header{"Authorization": {"Bearer 0123456789abcdef-ops"}, "Content-Type": {"application/json"}}, 400},
 	} {
 		if resp := opsRequest(t, n, c.method, c.path, "{}", c.header); resp.StatusCode != c.want {

@@ -1,4 +1,4 @@
-// Package gameday breaks a running system in ten ways that happen, and holds alerts, screens and runbook to what they promise. For
+// Package gameday breaks a running system in eleven ways that happen, and holds alerts, screens and runbook to what they promise. For
 // each fault: all is green; something breaks; a Prometheus with the shipped rules fires the right alert within 30 seconds; the
 // commands that the runbook says to look at name the cause; what the runbook says to do is done; and all is green again, while two
 // subscribers have seen every event once and in order.

@@ -22,7 +22,7 @@ import (
 	"github.com/commitcast/commitcast/wire"
 )
 
-// faults are the ten, in the order of docs/operations.md.
+// faults are the eleven, in the order of docs/operations.md.
 var faults = []fault{
 	{
 		name: "worker-dead", quick: true,
@@ -150,11 +150,10 @@ var faults = []fault{
 	{
 		// A program opens connections and reads nothing of what it asked for.
 		name: "slow-consumers", flows: true,
-		// With the default of 10 s, who took a part of a message first is closed after 20.
-		setUp:  options{tokens: true, nodes: []string{"--write-timeout=5s"}},
+		setUp:  options{tokens: true},
 		alert:  "CommitcastSlowClients",
 		breaks: slowProgram,
-		shows:  []look{{"commitcast ops status", []string{`[1-9]\d* stalled clients`}}, {"commitcast ops clients", []string{`slow-program +this machine +\S+ +1 +[1-9]`}}},
+		shows:  []look{{"commitcast ops stuck", []string{"clients have taken nothing of what they are sent"}}, {"commitcast ops clients --behind", []string{`slow-program +this machine +\S+ +1 +[1-9]`}}},
 		screen: "slow-program", page: "#/clients",
 		cure: func(s *system, book section) {
 			book.says("tell its owner")
@@ -191,6 +190,20 @@ var faults = []fault{
 			s.t.Cleanup(h.CloseIdleConnections)
 			s.follow("b1", s.b1.URL, h)
 		},
+	},
+	{
+		// The identity provider is down. Its tokens are short-lived, and those that are connected by them lose their sessions one by one.
+		name: "token-expired", setUp: options{tokens: true, nodes: []string{"--auth-grace=1s"}}, flows: true,
+		opens:  func(s *system) { s.page = openPage(s) },
+		alert:  "CommitcastTokensNotRenewed",
+		breaks: func(s *system) { s.page.provider.down.Store(true) },
+		shows:  []look{{"commitcast ops stuck", []string{"tokens of clients have expired and are not renewed", `[3-9]\d clients, who see nothing new`, " 0 refused"}}},
+		screen: "tokens of clients have expired and are not renewed",
+		cure: func(s *system, book section) {
+			book.says("Bring the identity provider back")
+			s.page.provider.down.Store(false)
+		},
+		after: func(s *system) { s.page.follows() },
 	},
 }
 

@@ -36,6 +36,8 @@ type fault struct {
 	name  string
 	quick bool // it is part of every `go test`
 	setUp options
+	// opens is done before all is looked at, and found good; nil: nothing.
+	opens func(s *system)
 	// alert has to fire, and its section of the runbook is gone by.
 	alert  string
 	breaks func(s *system)
@@ -93,6 +95,9 @@ func keep(name string, picture []byte) error {
 func play(t *testing.T, f fault) string {
 	book := runbook(t, f.alert)
 	s := start(t, f.setUp)
+	if f.opens != nil {
+		f.opens(s)
+	}
 	s.green()
 	s.arrives()
 

@@ -44,6 +44,7 @@ type system struct {
 
 	disk        string // of the journal, if that has one of its own
 	stopProgram func() // ends a program that reads nothing
+	page        *page  // that many have open
 
 	worker, b1, b2 *testkit.Node
 	ops            map[string]string // ops listeners, host:port; they stay over restarts

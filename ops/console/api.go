@@ -31,7 +31,7 @@ const (
 )
 
 // wantWhy are the actions that are not carried out without a reason.
-var wantWhy = map[string]bool{ops.Pause: true, ops.Park: true, ops.Redrive: true, ops.RedriveAll: true, ops.Discard: true, ops.BumpEpoch: true}
+var wantWhy = map[string]bool{ops.Pause: true, ops.Park: true, ops.Redrive: true, ops.GoFirst: true, ops.RedriveAll: true, ops.Discard: true, ops.BumpEpoch: true}
 
 // api adds what pages ask and order.
 func (s *Server) api(mux *http.ServeMux) {

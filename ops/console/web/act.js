@@ -8,6 +8,7 @@ const TITLES = {
   resume: (o) => `Resume partition ${o.partition}`,
   park: (o) => `Set ${o.topic} aside`,
   redrive: (o) => `Redrive ${o.topic}`,
+  'redrive first': (o) => `Redrive ${o.topic} for ${o.subject} first`,
   'redrive all': () => 'Retry every topic that is given up',
   discard: (o) => `Discard dead letters of ${o.topic}`,
   drain: () => 'Drain a broadcaster',
@@ -47,7 +48,7 @@ export async function act(order) {
   };
   body.append(h('p', { class: 'muted' }, 'Looking at how things are…'));
   foot.append(close);
-  d.showModal();
+  if (!d.open) d.showModal(); // it is, when one action leads to the next
   const gone = () => mine !== turn;
 
   let p;
@@ -62,8 +63,11 @@ export async function act(order) {
   }
   if (gone()) return;
   const why = h('input', { id: 'd-why', type: 'text', maxlength: '1000', autocomplete: 'off', required: p.want_why });
+  // What a topic that is set aside holds can be given to the clients of one subject before it is redriven for all.
+  const first = order.action === 'redrive' && !order.from ? h('input', { id: 'd-first', type: 'text', autocomplete: 'off', spellcheck: false, placeholder: 'Subject of a token' }) : null;
   const form = h('form', { method: 'dialog', class: 'd-form' },
     h('p', { class: 'would' }, 'This would ', h('b', {}, p.what), '.'),
+    first && h('label', { for: 'd-first' }, 'To one client first (optional)'), first,
     h('label', { for: 'd-why' }, p.want_why ? 'Why' : 'Why (optional)'), why,
     h('p', { class: 'hint' }, 'It is recorded with your name, ', h('b', {}, me.who), ', in the audit log.'));
   const go = h('button', { type: 'submit', class: order.action === 'discard' || order.action === 'disconnect' ? 'primary danger' : 'primary', id: 'd-go' }, 'Do it');
@@ -76,12 +80,15 @@ export async function act(order) {
     e.preventDefault();
     go.disabled = true;
     why.disabled = true;
+    if (first) first.disabled = true;
     close.disabled = true; // it is carried through
     d.oncancel = (c) => c.preventDefault();
     put(go, 'Under way…');
+    const subject = first?.value.trim();
     let out;
     try {
-      out = await post('api/carry', { id: p.id, why: why.value });
+      const id = subject ? (await post('api/propose', { action: 'redrive first', topic: order.topic, subject })).id : p.id;
+      out = await post('api/carry', { id, why: why.value });
     } catch (err) {
       body.replaceChildren(say('problem', err.message), h('p', { class: 'muted' }, err.status === 0 ? 'Whether it was done is not known: see the audit log.' : err.status === 409 || err.status === 403 || err.status === 400 ? 'Nothing was changed.' : 'See the audit log for what was done.'));
       out = null;
@@ -94,6 +101,7 @@ export async function act(order) {
     changed.dispatchEvent(new Event('changed'));
     if (!out) return;
     body.replaceChildren(say('good', out.says || 'Done.'));
+    if (subject) foot.append(h('button', { type: 'button', class: 'primary', id: 'd-all', onclick: () => act(order) }, 'Redrive for all…'));
     if (out.redriving) await follow(body, out.redriving, gone);
   });
 }

@@ -28,6 +28,7 @@ export function nodeTable(acts = false) {
     ['Clients', (n) => (of(n) ? h('a', { href: `#/clients?node=${encodeURIComponent(name(n))}` }, count(of(n).connections)) : ''), 'num'],
     ['Subscriptions', (n) => (of(n) ? count(of(n).subscriptions) : ''), 'num'],
     ['Topics', (n) => (of(n) ? `${count(of(n).topics)}${of(n).behind ? `, ${count(of(n).behind)} behind` : ''}` : ''), 'num'],
+    ['Slow', (n) => (of(n) ? h('a', { href: `#/clients?node=${encodeURIComponent(name(n))}&order=behind` }, count(of(n).slow)) : ''), 'num'],
     ['Stalled', (n) => (of(n) ? counter(n, 'clients_stalled_total') : ''), 'num'],
     ['Resets', (n) => (of(n) ? counter(n, 'resets_total') : ''), 'num'],
     ['Replays: memory, stream, journal', (n) => (of(n) ? ['memory', 'stream', 'journal'].map((x) => counter(n, `events_replayed_total/${x}`)).join(' · ') : ''), 'num'],

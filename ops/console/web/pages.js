@@ -65,7 +65,7 @@ export function clients(el, params) {
     ['Connected for', (c) => ago(c.since, '')],
     ['Subscriptions', (c) => count(c.subscriptions), 'num'],
     ['Behind', (c) => (c.behind ? h('b', {}, plural(c.behind, 'event')) : '0'), 'num'],
-    ['State', (c) => (c.behind > 0 ? level('warning', c.waiting ? 'is being sent to' : 'behind') : level('good', 'up to date'))],
+    ['State', (c) => (c.behind > 0 ? level('warning', c.slow ? 'takes nothing' : c.waiting ? 'is being sent to' : 'behind') : level('good', 'up to date'))],
     ['', (c) => (c.subject ? button('Disconnect…', { action: 'disconnect', subject: c.subject }, { danger: true, handle: c.session }) : '')],
   ];
   const PAGE = 50;

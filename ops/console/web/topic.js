@@ -27,6 +27,13 @@ export function topic(el, params) {
     ['Log', (n) => (n.state ? (n.state.last >= n.state.first ? `${count(n.state.first)} to ${count(n.state.last)}` : 'empty') : '')],
     ['Push', (n) => (n.error ? [level('problem', 'silent'), h('span', { class: 'why' }, n.error)] : n.state ? (n.state.confirmed ? level('good', 'yes') : level('warning', 'no')) : h('span', { class: 'muted' }, 'nobody follows it there'))],
   ], null, 'No broadcaster was found.');
+  const laggards = table([
+    ['Furthest behind', (f) => (f.subject ? h('a', { href: `#/clients?${new URLSearchParams({ subject: f.subject })}` }, f.subject) : h('span', { class: 'muted' }, 'no subject'))],
+    ['Node', (f) => f.node],
+    ['Session', (f) => h('span', { class: 'muted' }, f.session)],
+    ['At', (f) => count(f.cursor), 'num'],
+    ['', (f) => (f.waiting ? 'being written to' : '')],
+  ], null, 'Nobody is behind. That is normal.');
   const list = h('ol', { class: 'tail', tabindex: '0', 'aria-label': 'Newest events, the newest first' });
   const tailState = h('span');
   const tailText = h('p', { class: 'muted small' });
@@ -53,7 +60,7 @@ export function topic(el, params) {
 
   el.append(h('header', { class: 'page-head' }, h('div', {}, h('p', { class: 'muted small' }, h('a', { href: '#/topics' }, 'Topics')), head, states), acts), problem,
     h('div', { class: 'two' },
-      h('div', { class: 'col' }, card('Where it stands', facts, asOf), card('Subscribers', nodes), card('More', range, tracing)),
+      h('div', { class: 'col' }, card('Where it stands', facts, asOf), card('Subscribers', nodes, laggards), card('More', range, tracing)),
       h('section', { class: 'card' }, h('header', { class: 'card-head' }, h('h2', {}, 'Live'), tailState, pause), tailText, list)));
 
   function tail() {
@@ -117,6 +124,8 @@ export function topic(el, params) {
         ...(t.dead_letters ? [['dead letters', upTo(t.dead_letters)]] : []),
       ], ([n]) => n, ([n, v, at, lead]) => fact(n, n === 'dead letters' ? h('a', { href: `#/dead?topic=${encodeURIComponent(name)}` }, v) : v, at ? [lead ?? ', ', ago(at)] : ''));
       nodes.show(t.nodes, (n) => n.address);
+      const late = t.nodes.flatMap((n) => (n.state?.laggards ?? []).map((f) => ({ ...f, node: n.node })));
+      laggards.show(late.sort((x, y) => x.cursor - y.cursor).slice(0, 10), (f) => f.session);
       asOf.replaceChildren('Looked ', ago(new Date().toISOString()), '.');
     } catch (err) {
       if (err.name === 'AbortError') return;
