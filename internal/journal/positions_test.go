@@ -33,7 +33,7 @@ func TestPositions(t *testing.T) {
 		exec(`INSERT INTO commitcast.epoch (ordinal, name, incarnation, born, reason) VALUES ($1, $2, 'a test', now(), 'a test')`, 101+i, name)
 	}
 	const head = 6
-	of := func(n int64) int { return int(n-1) / 2 } // rows 1 and 2 are of the first epoch, 3 and 4 of the second, …
+	of := func(n int64) int { return int(n-1) / 2 }                                                                  // rows 1 and 2 are of the first epoch, 3 and 4 of the second, …
 	lows := map[string]int64{"t:whole": 1, "t:first-epoch-gone": 3, "t:half": 4, "t:last": head, "t:none": head + 1} // the first that is left
 	for topic, low := range lows {
 		exec(`INSERT INTO commitcast.topic (topic, partition, head, head_epoch) VALUES ($1, commitcast.partition_of($1), $2, $3)`, topic, head, epochs[of(head)])
