@@ -153,6 +153,13 @@ func run(ctx context.Context, length time.Duration, honest int, scale float64) e
 		}
 	}
 
+	// What Postgres does about so many rows a minute later would fall into one phase or another.
+	for _, sql := range []string{"VACUUM ANALYZE", "CHECKPOINT"} {
+		if _, err := pool.Exec(ctx, sql); err != nil {
+			return err
+		}
+	}
+
 	crowd, err := startChild("honest")
 	if err != nil {
 		return err

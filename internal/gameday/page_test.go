@@ -63,8 +63,10 @@ func openPage(s *system) *page {
 	}
 	p.follows()
 	testkit.Eventually(s.t, 2*time.Minute, func() error {
-		n, err := s.watch.finds(fmt.Sprintf(`sum(increase(commitcast_broadcaster_sessions_expired_total[1m])) > %d
-			and sum(increase(commitcast_broadcaster_tokens_total{outcome="accepted"}[1m])) - sum(increase(commitcast_broadcaster_sessions_expired_total[1m])) < 5`, visitors))
+		// As counted, where nothing is extrapolated; and for longer than anybody looks back: their first tokens do not count any more.
+		n, err := s.watch.finds(fmt.Sprintf(`sum(%[1]s) - sum(%[1]s offset 70s) > %[3]d
+			and (sum(%[2]s) - sum(%[2]s offset 70s)) - (sum(%[1]s) - sum(%[1]s offset 70s)) < 5`,
+			"commitcast_broadcaster_sessions_expired_total", `commitcast_broadcaster_tokens_total{outcome="accepted"}`, visitors))
 		if err == nil && n == 0 {
 			err = errors.New("not yet")
 		}
