@@ -49,10 +49,12 @@ var errStalled = errors.New("write made no progress")
 // accept upgrades a request. It has answered the client when it fails.
 // The page's origin has been checked: the library does not look at its scheme.
 func accept(w http.ResponseWriter, r *http.Request, pings *pings) (*socket, error) {
-	capture := &hijackCapture{ResponseWriter: w, meter: &meter{}}
-	capture.meter.message()
+	meter := &meter{}
+	meter.message()
+	capture := &hijackCapture{ResponseWriter: w, meter: meter}
+	// It must not hold on to capture, and so to all that net/http has for the request: 10 KiB.
 	pong := func(ctx context.Context, p []byte) bool {
-		capture.meter.forgive(p)
+		meter.forgive(p)
 		return pings.wait(ctx) == nil
 	}
 	ws, err := websocket.Accept(capture, r, &websocket.AcceptOptions{
@@ -74,7 +76,7 @@ func accept(w http.ResponseWriter, r *http.Request, pings *pings) (*socket, erro
 		tcp.SetReadBuffer(receiveBuffer)
 		tcp.SetKeepAliveConfig(net.KeepAliveConfig{Enable: true, Idle: 30 * time.Second, Interval: 10 * time.Second, Count: 3})
 	}
-	return &socket{ws, capture.conn, capture.meter}, nil
+	return &socket{ws, capture.conn, meter}, nil
 }
 
 // tcpBelow is the TCP connection below TLS and listeners that count; nil if there is none.
