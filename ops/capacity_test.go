@@ -3,6 +3,9 @@ package ops_test
 import (
 	"errors"
 	"math"
+	"os"
+	"regexp"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -98,5 +101,62 @@ func TestCapacityOfAMillion(t *testing.T) {
 	}
 	if got, err := ops.CapacityFor(ops.Load{Events: 200_000, Topics: 1000, Subscribers: 1}); err != nil || len(got.Beyond) != 1 {
 		t.Errorf("%+v, %v", got, err)
+	}
+}
+
+// The table of docs/scaling.md is what the model says now.
+func TestCapacityInDocs(t *testing.T) {
+	text, err := os.ReadFile("../docs/scaling.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	rows := regexp.MustCompile(`(?m)^\| [\d,]+ \|.*`).FindAllString(string(text), -1)
+	if len(rows) < 5 {
+		t.Fatalf("%d rows are found", len(rows))
+	}
+	for _, row := range rows {
+		cells := strings.Split(strings.Trim(strings.ReplaceAll(row, ",", ""), "| "), " | ")
+		leading := func(i int) (n float64, places int) {
+			word, _, _ := strings.Cut(cells[i], " ")
+			_, fraction, _ := strings.Cut(word, ".")
+			n, err := strconv.ParseFloat(word, 64)
+			if err != nil {
+				t.Fatalf("%s: %v", row, err)
+			}
+			return n, len(fraction)
+		}
+		l := ops.Load{Topics: 10_000}
+		l.Subscribers, _ = leading(0)
+		l.Events, _ = leading(1)
+		if l.Hot = l.Subscribers; cells[2] != "all" {
+			l.Hot, _ = leading(2)
+		}
+		got, err := ops.CapacityFor(l)
+		if err != nil {
+			t.Fatal(err)
+		}
+		network := got.Network / (1 << 20)
+		if strings.Contains(cells[6], "GiB") {
+			network /= 1 << 10
+		}
+		says := map[int]float64{6: network}
+		for _, p := range got.Parts {
+			switch p.Name {
+			case "broadcaster":
+				says[3], says[5] = float64(p.Count), p.Cores
+			case "Postgres":
+				says[7] = p.Cores
+			case "Redis":
+				says[8] = p.Cores
+			}
+		}
+		for i, want := range says {
+			if n, places := leading(i); math.Abs(n-want) > 0.5*math.Pow10(-places)+1e-9 {
+				t.Errorf("%s: %v in column %d, and the model says %v", row, n, i+1, want)
+			}
+		}
+		if len(cells) != 9 || strings.Contains(cells[4], "clients") != strings.Contains(got.Parts[0].Why, "clients each") {
+			t.Errorf("%s: the model says %q", row, got.Parts[0].Why)
+		}
 	}
 }

@@ -135,14 +135,14 @@ func TestProxies(t *testing.T) {
 			}
 			end()
 
-			// One node is drained, as before its end: its clients are told to come back, and all who come get to the other one.
+			// One node is drained, as before its end: its clients are told to come back, and all who come get to the other one, at once:
+			// before the proxy has asked whether it is ready.
 			drained, other := nodes[0], nodes[1]
 			if slices.Contains(clientAddresses(t, other), "203.0.113.9/32") {
 				drained, other = other, drained
 			}
-			if err := orderDrain(drained); err != nil {
-				t.Fatal(err)
-			}
+			done := make(chan error, 1)
+			go func() { done <- orderDrain(drained) }() // it is answered when all are closed; owned by this test, which hears of it
 			c.Expect("reconnect")
 			c.ExpectClose(1012)
 			for i := range 4 {
@@ -150,6 +150,9 @@ func TestProxies(t *testing.T) {
 				again.Subscribe(1, topic, again.Hello.Epoch+":1")
 				again.Expect("subscribed")
 				again.ExpectEvents(topic, 2, 2)
+			}
+			if err := <-done; err != nil {
+				t.Fatal(err)
 			}
 			if at := clientAddresses(t, drained); slices.Contains(at, "203.0.113.20/32") || slices.Contains(at, "203.0.113.23/32") {
 				t.Errorf("the node that is drained has %q", at)

@@ -93,7 +93,9 @@ func StartOf(t testing.TB, binary, database, redis string, args ...string) *Node
 		args = append(args, "--ops-listen=127.0.0.1:0")
 	}
 	if args[0] != "worker" {
-		args = append(args, "--listen=127.0.0.1:0")
+		if !given(args, "--listen=") {
+			args = append(args, "--listen=127.0.0.1:0")
+		}
 		if !given(args, "--drain=") {
 			args = append(args, "--drain=100ms")
 		}
