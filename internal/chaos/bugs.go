@@ -34,7 +34,7 @@ var bugs = []bug{
 		patches: []patch{
 			{"broadcaster/splice.go", "f.confirmed || polled", "true || polled"},
 			{"broadcaster/splice.go", "return !f.looked || followed", "return followed"},
-			{"broadcaster/topic.go", "		b.joiner.kick()\n		b.heads.kick()", "		b.joiner.kick()"},
+			{"broadcaster/topic.go", "		t.shard.joiner.kick()\n		t.shard.heads.kick()", "		t.shard.joiner.kick()"},
 			{"stream/redis_wanted.go", "	s.dirty = append(s.dirty, c)\n	s.wakeWriter()", "	s.dirty = append(s.dirty, c)\n	time.AfterFunc(300*time.Millisecond, s.wakeWriter)"},
 			{"stream/redis_wanted.go", "	\"sync\"\n)", "	\"sync\"\n	\"time\"\n)"},
 		},
@@ -220,7 +220,7 @@ var bugs = []bug{
 	{
 		name: "old-epoch-delivered", about: "a broadcaster goes on with the old epoch's channels, and takes their runs into the new log",
 		patches: []patch{
-			{"broadcaster/heads.go", "	b.subscription.Remove(drop...)\n", ""},
+			{"broadcaster/shard.go", "	b.subscription.Remove(drop...)\n", ""},
 			{"broadcaster/log.go", "	if l.epoch != r.Epoch {\n		return false, false\n	}\n	if r.First", "	if l.epoch == \"\" {\n		return false, false\n	}\n	if r.First"},
 			{"broadcaster/splice.go", "	if r.Epoch != f.channel.Epoch {\n		return false, false\n	}\n	f.raise", "	f.raise"},
 			{"broadcaster/splice.go", "	f.log.start(r.Epoch, r.First)", "	f.log.start(f.channel.Epoch, r.First)"},
