@@ -23,7 +23,7 @@ func BenchmarkPositions(b *testing.B) {
 	for _, sql := range []string{
 		`INSERT INTO commitcast.epoch (ordinal, name, incarnation, born, reason) VALUES (101, '101-a', 'a test', now(), 'a test')`,
 		`INSERT INTO commitcast.topic (topic, partition, head, head_epoch) SELECT 't:' || t, 1, 1000, '101-a' FROM generate_series(1, 50) t`,
-		`INSERT INTO commitcast.journal SELECT 't:' || t, n, '101-a', 1, n, n, 'x', NULL, '1', NULL, now(), now() FROM generate_series(1, 50) t, generate_series(1, 1000) n`,
+		`INSERT INTO commitcast.journal SELECT 't:' || t, n, '101-a', 1, 1000 * t + n, n, 'x', NULL, '1', NULL, now(), now() FROM generate_series(1, 50) t, generate_series(1, 1000) n`,
 	} {
 		if _, err := pool.Exec(ctx, sql); err != nil {
 			b.Fatal(err)
