@@ -28,18 +28,7 @@ func TestRedriveToOneClientFirst(t *testing.T) {
 	flags := []string{"--auth=jwt", "--jwt-alg=EdDSA", "--jwt-key-file=" + issuer.File(t), "--jwt-audience=" + testkit.Audience}
 	b1 := start(t, database, url, append([]string{"broadcaster", "--node=b1"}, flags...)...)
 	b2 := start(t, database, url, append([]string{"broadcaster", "--node=b2"}, flags...)...)
-	follow := func(n *node, subject string) *testkit.Client {
-		t.Helper()
-		c, _, err := testkit.Open(t, n.URL, nil)
-		if err != nil {
-			t.Fatal(err)
-		}
-		c.Auth(issuer.Token(subject, []string{"t"}, nil))
-		c.Subscribe(1, "t", "")
-		c.Expect("subscribed")
-		return c
-	}
-	ann1, ann2, bob := follow(b1, "ann"), follow(b2, "ann"), follow(b2, "bob")
+	ann1, ann2, bob := followAs(t, b1, issuer, "ann"), followAs(t, b2, issuer, "ann"), followAs(t, b2, issuer, "bob")
 	everybody := []*testkit.Client{ann1, ann2, bob}
 	exec1(t, database, `SELECT commitcast.append('t', 'test', '1') FROM generate_series(1, 5)`)
 	for _, c := range everybody {

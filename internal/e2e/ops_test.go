@@ -253,18 +253,7 @@ func TestNodesAndClients(t *testing.T) {
 	start(t, database, redisURL, "worker", "--ops-token-file="+token)
 	n := start(t, database, redisURL, "broadcaster", "--node=b1", "--ops-token-file="+token, "--auth=jwt", "--jwt-alg=EdDSA",
 		"--jwt-key-file="+issuer.File(t), "--jwt-audience="+testkit.Audience)
-	dial := func(subject string) *testkit.Client {
-		t.Helper()
-		c, _, err := testkit.Open(t, n.URL, nil)
-		if err != nil {
-			t.Fatal(err)
-		}
-		c.Auth(issuer.Token(subject, []string{"t"}, nil))
-		c.Subscribe(1, "t", "")
-		c.Expect("subscribed")
-		return c
-	}
-	ada, bob := dial("ada"), dial("bob")
+	ada, bob := followAs(t, n, issuer, "ada"), followAs(t, n, issuer, "bob")
 
 	if _, stderr, code := operate(t, database, redisURL, "drain", "b1", "--yes"); code == 0 || !strings.Contains(stderr, "no broadcaster answers") && !strings.Contains(stderr, "ops-token-file") {
 		t.Errorf("without the token: code %d, %s", code, stderr)
@@ -321,7 +310,7 @@ func TestNodesAndClients(t *testing.T) {
 	if _, stderr, code := operate(t, database, redisURL, "drain", "b1", "--undo", arg, "--yes"); code != 0 {
 		t.Errorf("undo: code %d, %s", code, stderr)
 	}
-	dial("bob")
+	followAs(t, n, issuer, "bob")
 
 	for name, c := range map[string]struct {
 		method, path string
@@ -350,6 +339,19 @@ func TestNodesAndClients(t *testing.T) {
 	if got := strings.Join(did, "\n"); got != "undrain b1: done: 0 clients sent away\ndrain b1: done: 1 clients sent away\ndisconnect ada: done: 1 connections closed on 1 nodes" {
 		t.Errorf("record:\n%s", got)
 	}
+}
+
+// followAs opens a client of a subject that follows the topic "t".
+func followAs(t *testing.T, n *node, issuer *testkit.Issuer, subject string) *testkit.Client {
+	t.Helper()
+	c, _, err := testkit.Open(t, n.URL, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.Auth(issuer.Token(subject, []string{"t"}, nil))
+	c.Subscribe(1, "t", "")
+	c.Expect("subscribed")
+	return c
 }
 
 func opsRequest(t *testing.T, n *node, method, path, body string, header http.Header) *http.Response {
