@@ -34,8 +34,9 @@ var kinds = map[string]struct {
 	"pgbouncer": {pgbouncerNeed, func(c string) []string { return []string{c} }},
 }
 
-// StartConfigured starts one of them, installing it if it is missing, and waits until addr accepts connections. files are written
-// into its folder, by name, with FOLDER in the texts replaced by its path; the first one is the configuration. ctx bounds the start only.
+// StartConfigured starts one of them and waits until addr accepts connections. By its name it is found, or installed; by an absolute path
+// it is there. files are written into its folder, by name, with FOLDER in the texts replaced by its path; the first one is the
+// configuration. ctx bounds the start only.
 func StartConfigured(ctx context.Context, out io.Writer, name, addr string, files ...[2]string) (*Configured, error) {
 	c, err := prepareConfigured(ctx, out, name, files)
 	if err != nil {
@@ -60,18 +61,21 @@ func StartConfigured(ctx context.Context, out io.Writer, name, addr string, file
 }
 
 func prepareConfigured(ctx context.Context, out io.Writer, name string, files [][2]string) (*Configured, error) {
-	kind, ok := kinds[name]
+	kind, ok := kinds[filepath.Base(name)]
 	if !ok {
 		return nil, fmt.Errorf("services: %s is not one that can be started", name)
 	}
-	if err := ensure(ctx, out, kind.need); err != nil {
-		return nil, err
+	found := program{path: name}
+	if !filepath.IsAbs(name) {
+		err := ensure(ctx, out, kind.need)
+		if err == nil {
+			found, err = findProgram(name)()
+		}
+		if err != nil {
+			return nil, err
+		}
 	}
-	found, err := findProgram(name)()
-	if err != nil {
-		return nil, err
-	}
-	f, err := newFolder(name)
+	f, err := newFolder(filepath.Base(name))
 	if err != nil {
 		return nil, err
 	}

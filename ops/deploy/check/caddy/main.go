@@ -1,9 +1,8 @@
-// Caddy with as much of it as proxy/Caddyfile and its test take, for `internal/e2e` TestProxies: Debian 12 has no package of it.
+// Caddy with as much of it as proxy/Caddyfile and its test take, for `internal/e2e` TestProxies, which builds it: Debian 12 has an older one.
 //
-//	go -C ops/deploy/check/caddy build -o /tmp/caddy . && CADDY_BIN=/tmp/caddy go test ./internal/e2e -run TestProxies
-//	/tmp/caddy validate --config ops/deploy/proxy/Caddyfile
+//	go -C ops/deploy/check/caddy build -o /tmp/caddy . && /tmp/caddy validate --config ops/deploy/proxy/Caddyfile
 //
-// It is a module of its own: two minutes of CPU to build, and nothing of it is a dependency of Commitcast.
+// It is a module of its own, so that nothing of it is a dependency of Commitcast.
 package main
 
 import (
