@@ -79,7 +79,7 @@ var Constants = [constants]Constant{
 	nodeCPU:            {"broadcaster, itself", 2_000, "µs a second", fitted},
 	heardCPU:           {"broadcaster, an event that it is sent", 130, "µs", fitted},
 	deliveryCPU:        {"broadcaster, a delivery that is not coalesced", 12, "µs", fitted + "; CURVES=1 HOPS=broadcasters: 13.5 with its share of all else"},
-	clientMemory:       {"broadcaster, a client with a subscription", 29 * 1024, "bytes", "make bench HOPS=idle"},
+	clientMemory:       {"broadcaster, a client with a subscription", 20 * 1024, "bytes", "make bench HOPS=idle"},
 	subscriptionMemory: {"broadcaster, each further subscription", 1024, "bytes", "an estimate"},
 	nodeMemory:         {"broadcaster, itself", 31 << 20, "bytes", fitted},
 	logEvent:           {"broadcaster, an event in the log of its topic beside its data", 250, "bytes", fitted},
