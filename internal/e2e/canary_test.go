@@ -73,6 +73,7 @@ func (b *birds) listen(t *testing.T) {
 // No secret is told anywhere, and no data of an event but in its frame: not in logs of any level, error frames, reasons of
 // close frames, answers over HTTP, metrics or what -h prints, whether all goes well or nothing does.
 func TestCanaries(t *testing.T) {
+	t.Parallel() // most of it is waiting
 	b := &birds{all: map[string]string{}, seen: map[string]string{}}
 	database, redis := testkit.Database(t), testkit.Redis(t)
 	for what, text := range map[string]string{"password of the database": database, "password of Redis": redis.URL()} {
