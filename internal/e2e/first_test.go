@@ -19,6 +19,7 @@ import (
 // One client first: the clients of a subject, at two broadcasters, have the events of a topic that is set aside before it is redriven for
 // all. What cannot be is refused and changes nothing; the record says who, what and to whom; and everybody sees each event once.
 func TestRedriveToOneClientFirst(t *testing.T) {
+	t.Parallel()
 	server := testkit.Redis(t)
 	admin := redis.NewClient(server.Options())
 	t.Cleanup(func() { admin.Close() })
