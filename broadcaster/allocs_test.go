@@ -39,7 +39,7 @@ func TestDeliveryAllocatesNothing(t *testing.T) {
 		}
 		defer server.Close()
 		go io.CopyBuffer(io.Discard, struct{ io.Reader }{client}, make([]byte, 4<<10)) // ends with the connection
-		sub := &subscription{s: newSession(b, &socket{conn: server}, netip.Prefix{}), t: heard}
+		sub := &subscription{s: newSession(b, &socket{conn: server, raw: rawBelow(server), meter: &meter{}}, netip.Prefix{}), t: heard}
 		sub.state, sub.epoch = subLive, "1-aaaa"
 		sub.conflate = i%2 == 0
 		heard.subs = append(heard.subs, sub)

@@ -12,6 +12,7 @@ import (
 	"net/netip"
 	"os"
 	"path"
+	"runtime"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -170,6 +171,7 @@ type Broadcaster struct {
 	subscription stream.Subscription
 	metrics      *metrics
 	tokens       tokensLately
+	due          due
 	slow         atomic.Int64   // clients, as last looked
 	shards       []*shard       // the first holds every topic that no other does
 	undecided    rate.Sometimes // logs that tokens cannot be checked: each client would cost a line
@@ -221,6 +223,7 @@ func New(j Journal, s stream.Stream, cfg Config) (*Broadcaster, error) {
 		users:     make(map[string]*user),
 		ready:     make(chan struct{}),
 	}
+	b.due.most = runtime.GOMAXPROCS(0)
 	b.room.most, b.windows.most = int64(cfg.LogMemory), windowsBytes
 	b.undecided.Interval = 10 * time.Second
 	b.ctx, b.cancel = context.WithCancel(context.Background())

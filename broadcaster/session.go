@@ -35,8 +35,8 @@ type sink interface {
 	closeNow()
 }
 
-// session is one client connection. Its reader is one goroutine; its writer, the flusher, is another that exists only while
-// there is something to write.
+// session is one client connection. Its reader is one goroutine. What it has to send is written by the node's shared flushers, or, while
+// the client takes less than it is sent, by a flusher of its own.
 type session struct {
 	b    *Broadcaster
 	id   string
@@ -48,8 +48,9 @@ type session struct {
 	subs     map[string]*subscription // by topic
 	control  []byte                   // finished lines, behind headerRoom: answers, resets, heartbeats
 	dirty    []*subscription          // may have something to send
-	flushing bool                     // a flusher runs
+	flushing bool                     // waits for a flusher, or has one
 	flusher  func()                   // flush, made once: a go statement with a receiver would allocate each time
+	nextDue  *session                 // of Broadcaster.due; guarded by its mu
 	closed   bool
 	nextBeat time.Time
 	writes   uint32    // messages that were begun
@@ -289,93 +290,6 @@ func (s *session) wakeLocked(sub *subscription) {
 	sub.dirty = true
 	s.dirty = append(s.dirty, sub)
 	s.flushLocked()
-}
-
-func (s *session) flushLocked() {
-	if !s.flushing {
-		s.flushing = true
-		go s.flusher() // owned by the session: ends when there is nothing to write, or the connection is closed
-	}
-}
-
-// flush writes until the session is clean: first the answers, then events of each dirty subscription.
-func (s *session) flush() {
-	pooled := buffers.Get().(*[]byte)
-	p := *pooled
-	defer func() {
-		if cap(p) <= maxKeptBuffer {
-			*pooled = p[:headerRoom]
-			buffers.Put(pooled)
-		}
-	}()
-	for {
-		s.mu.Lock()
-		p = s.collect(p[:headerRoom])
-		if len(p) == headerRoom || s.closed {
-			s.flushing = false
-			s.mu.Unlock()
-			return
-		}
-		s.writes++
-		s.mu.Unlock()
-		if err := s.sink.writeText(p, s.b.cfg.WriteTimeout); err != nil {
-			if errors.Is(err, errStalled) {
-				s.b.metrics.stalled.Inc()
-			}
-			s.sink.closeNow() // the reader notices and ends the session
-			s.mu.Lock()
-			s.flushing = false
-			s.mu.Unlock()
-			s.close()
-			return
-		}
-		s.b.metrics.messages.Inc()
-		s.b.metrics.bytes.Add(float64(len(p) - headerRoom))
-	}
-}
-
-// collect assembles the next message behind p. Called with mu held.
-func (s *session) collect(p []byte) []byte {
-	if len(s.control) > 0 {
-		p = append(p, s.control...)
-		s.control = nil
-		s.drained.Broadcast()
-	}
-	taken := 0
-	for ; taken < len(s.dirty) && len(p) < maxMessage; taken++ {
-		sub := s.dirty[taken]
-		sub.dirty = false
-		var more bool
-		if p, more = sub.collect(p, max(1, maxMessage-len(p))); more {
-			sub.dirty = true
-			s.dirty = append(s.dirty, sub) // behind the others: they share the socket fairly
-		}
-	}
-	rest := copy(s.dirty, s.dirty[taken:])
-	clear(s.dirty[rest:])
-	s.dirty = s.dirty[:rest]
-	if len(p) == headerRoom && len(s.control) > 0 { // a subscription has ended without another event
-		return s.collect(p)
-	}
-	return p
-}
-
-// slowAfter is how long a message may wait for a client before the client counts as slow: far more than a network takes, and far less
-// than the write timeout.
-const slowAfter = time.Second
-
-// slow reports whether the message that is being written was so already at slowAfter before now. It is asked regularly, with mu held.
-func (s *session) slow(now time.Time) bool {
-	if !s.flushing || s.writes != s.written {
-		s.written, s.stuck = s.writes, now
-		return false
-	}
-	return s.isSlow(now)
-}
-
-// isSlow is slow for those who look in between. Called with mu held.
-func (s *session) isSlow(now time.Time) bool {
-	return s.flushing && s.writes == s.written && now.Sub(s.stuck) >= slowAfter
 }
 
 // beat ends a session whose time is up, or sends a heartbeat with the heads of all live subscriptions, unless the client is not taking what it has.

@@ -11,6 +11,7 @@ import (
 	"os"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/coder/websocket"
@@ -36,11 +37,11 @@ const readBuffer, writeBuffer = 1 << 10, 256
 
 // socket is one WebSocket connection. coder/websocket shakes hands, reads, and answers control frames; text messages
 // are written here, straight to the connection, since a message is finished bytes for many clients and needs nothing
-// but a header in front. Both write whole frames with one Write of the connection each, which the runtime keeps
-// apart.
+// but a header in front. Both hold meter.writing for a whole frame.
 type socket struct {
 	ws    *websocket.Conn
 	conn  net.Conn
+	raw   syscall.RawConn // of conn; nil: it can only be written to by waiting
 	meter *meter
 }
 
@@ -76,7 +77,18 @@ func accept(w http.ResponseWriter, r *http.Request, pings *pings) (*socket, erro
 		tcp.SetReadBuffer(receiveBuffer)
 		tcp.SetKeepAliveConfig(net.KeepAliveConfig{Enable: true, Idle: 30 * time.Second, Interval: 10 * time.Second, Count: 3})
 	}
-	return &socket{ws, capture.conn, meter}, nil
+	return &socket{ws, capture.conn, rawBelow(capture.conn), meter}, nil
+}
+
+// rawBelow is what a connection can be written to without waiting; nil if there is nothing. That it says so itself matters: what is below
+// TLS must not be written to.
+func rawBelow(c net.Conn) syscall.RawConn {
+	if c, ok := c.(syscall.Conn); ok && canWriteOnce {
+		if raw, err := c.SyscallConn(); err == nil {
+			return raw
+		}
+	}
+	return nil
 }
 
 // tcpBelow is the TCP connection below TLS and listeners that count; nil if there is none.
@@ -121,17 +133,22 @@ func (h *hijackCapture) Write(p []byte) (int, error) {
 func (h *hijackCapture) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 	conn, rw, err := http.NewResponseController(h.ResponseWriter).Hijack()
 	h.conn, h.meter.Conn = conn, conn
-	if err == nil && rw.Reader.Buffered() == 0 {
-		rw = bufio.NewReadWriter(bufio.NewReaderSize(conn, readBuffer), bufio.NewWriterSize(conn, writeBuffer))
+	if err == nil {
+		r := rw.Reader
+		if r.Buffered() == 0 {
+			r = bufio.NewReaderSize(conn, readBuffer)
+		}
+		rw = bufio.NewReadWriter(r, bufio.NewWriterSize(h.meter, writeBuffer))
 	}
 	return h.meter, rw, err // the library reads from what it is given here, also through rw
 }
 
 // meter bounds what a client sends within one message, in bytes on the wire. The library bounds what a message holds, but
-// reads frames that hold nothing without end.
+// reads frames that hold nothing without end. And it keeps frames apart that are written.
 type meter struct {
-	net.Conn // read from here; written to without it
+	net.Conn // the library's way
 	left     atomic.Int64
+	writing  sync.Mutex // held for a whole frame; waited for by nobody who must not wait for the client
 }
 
 // wireFactor is how many times its largest size a message may take on the wire: one frame for each byte takes 7 times.
@@ -156,8 +173,15 @@ func (m *meter) forgive(payload []byte) { m.left.Add(int64(6 + len(payload))) } 
 // exceeded reports whether the client has sent too much.
 func (m *meter) exceeded() bool { return m.left.Load() < 0 }
 
-// writeText sends p[headerRoom:] as one text message.
-func (s *socket) writeText(p []byte, timeout time.Duration) error {
+// Write is the library's: pongs and close frames, each with one call.
+func (m *meter) Write(p []byte) (int, error) {
+	m.writing.Lock()
+	defer m.writing.Unlock()
+	return m.Conn.Write(p)
+}
+
+// textFrame makes p[headerRoom:] one text frame, its header in the room before it.
+func textFrame(p []byte) []byte {
 	n := len(p) - headerRoom
 	var start int
 	switch {
@@ -174,12 +198,40 @@ func (s *socket) writeText(p []byte, timeout time.Duration) error {
 		binary.BigEndian.PutUint64(p[start+2:], uint64(n))
 	}
 	p[start] = 0x81 // final frame, text
-	for p = p[start:]; len(p) > 0; {
+	return p[start:]
+}
+
+// writeText sends p[headerRoom:] as one text message.
+func (s *socket) writeText(p []byte, timeout time.Duration) error {
+	return s.finish(textFrame(p), false, timeout)
+}
+
+// tryText is writeText without waiting, neither for the client nor for whoever writes to it: rest is what is left of the frame. held: the
+// connection is kept for it, so that no other frame comes into this one; finish lets go. The connection has a raw one.
+func (s *socket) tryText(p []byte, with *attempt) (rest []byte, held bool) {
+	frame := textFrame(p)
+	if !s.meter.writing.TryLock() {
+		return frame, false
+	}
+	if rest = frame[with.do(s.raw, frame):]; len(rest) > 0 {
+		return rest, true
+	}
+	s.meter.writing.Unlock()
+	return nil, false
+}
+
+// finish writes what is left of a frame. held: the connection is.
+func (s *socket) finish(rest []byte, held bool, timeout time.Duration) error {
+	if !held {
+		s.meter.writing.Lock()
+	}
+	defer s.meter.writing.Unlock()
+	for len(rest) > 0 {
 		if err := s.conn.SetWriteDeadline(time.Now().Add(timeout)); err != nil {
 			return err
 		}
-		n, err := s.conn.Write(p)
-		p = p[n:]
+		n, err := s.conn.Write(rest)
+		rest = rest[n:]
 		if err != nil && !(n > 0 && errors.Is(err, os.ErrDeadlineExceeded)) {
 			if errors.Is(err, os.ErrDeadlineExceeded) {
 				return fmt.Errorf("%w for %v", errStalled, timeout)
@@ -187,9 +239,29 @@ func (s *socket) writeText(p []byte, timeout time.Duration) error {
 			return err
 		}
 	}
-	// The library writes pongs and close frames to the same connection, and bounds them itself: the deadline of a message
-	// that has left long ago must not fail them.
+	// The library bounds its own frames itself: the deadline of a message that has left long ago must not fail them.
 	return s.conn.SetWriteDeadline(time.Time{})
+}
+
+// attempt is one call of write. It is kept, with its function made once: otherwise each would allocate.
+type attempt struct {
+	call  func(fd uintptr) bool
+	frame []byte
+	n     int
+}
+
+// do writes what the kernel takes at once. Errors are for the write that waits, which meets them, too.
+func (a *attempt) do(to syscall.RawConn, frame []byte) int {
+	a.frame, a.n = frame, 0
+	_ = to.Write(a.call)
+	a.frame = nil
+	return a.n
+}
+
+// write is never called again for the same attempt: it says that it is done even if the socket takes nothing.
+func (a *attempt) write(fd uintptr) bool {
+	a.n = writeOnce(fd, a.frame)
+	return true
 }
 
 // close says goodbye and closes; it waits for the client's answer for some seconds. closeNow does not.
@@ -201,3 +273,10 @@ var buffers = sync.Pool{New: func() any { b := make([]byte, headerRoom, 4<<10); 
 
 // maxKeptBuffer keeps a rare large message from pinning its buffer in the pool.
 const maxKeptBuffer = 128 << 10
+
+func putBuffer(b *[]byte) {
+	if cap(*b) <= maxKeptBuffer {
+		*b = (*b)[:headerRoom]
+		buffers.Put(b)
+	}
+}

@@ -152,10 +152,8 @@ func (e *eventStream) writeText(p []byte, timeout time.Duration) error {
 	pooled := buffers.Get().(*[]byte)
 	out := (*pooled)[:0]
 	defer func() {
-		if cap(out) <= maxKeptBuffer {
-			*pooled = out[:headerRoom]
-			buffers.Put(pooled)
-		}
+		*pooled = out
+		putBuffer(pooled)
 	}()
 	last := false
 	for line := range wire.Lines(p[headerRoom:]) {

@@ -16,7 +16,7 @@ const topicLinger = 30 * time.Second
 
 // topic is one topic with local subscribers.
 //
-// Locks, in order: Broadcaster.mu, topic.mu, session.mu, sharedLog.mu. A flusher holds only its session's and then
+// Locks, in order: Broadcaster.mu, topic.mu, session.mu, then sharedLog.mu or due.mu. A flusher holds only its session's and then
 // the log's.
 type topic struct {
 	name      string

@@ -2,12 +2,14 @@ package app
 
 import (
 	"crypto/tls"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net"
 	"net/http"
 	"os"
 	"sync"
+	"syscall"
 	"time"
 )
 
@@ -67,6 +69,15 @@ func (p *place) Close() error {
 
 // NetConn is the connection itself.
 func (p *place) NetConn() net.Conn { return p.Conn }
+
+// SyscallConn implements syscall.Conn: a broadcaster writes to it without waiting.
+func (p *place) SyscallConn() (syscall.RawConn, error) {
+	c, ok := p.Conn.(syscall.Conn)
+	if !ok {
+		return nil, errors.ErrUnsupported
+	}
+	return c.SyscallConn()
+}
 
 // certificate is a TLS certificate whose files may change under way.
 type certificate struct {

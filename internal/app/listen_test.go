@@ -207,6 +207,27 @@ func TestBoundedListener(t *testing.T) {
 	}
 }
 
+// A broadcaster can write to a place without waiting, if there is a socket right below it.
+func TestPlaceShowsItsSocket(t *testing.T) {
+	t.Parallel()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	c, err := net.Dial("tcp", l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	if raw, err := (&place{Conn: c}).SyscallConn(); err != nil || raw == nil {
+		t.Errorf("no socket below TCP: %v", err)
+	}
+	if raw, err := (&place{Conn: tls.Client(c, &tls.Config{})}).SyscallConn(); err == nil || raw != nil {
+		t.Error("a socket below TLS")
+	}
+}
+
 // Operators' pages are not for pages of browsers, nor, with a token, for who does not have it.
 func TestOperatorsDoor(t *testing.T) {
 	t.Parallel()
