@@ -1,0 +1,146 @@
+package worker
+
+import (
+	"context"
+	"testing"
+	"time"
+
+	"github.com/commitcast/commitcast/internal/journal"
+)
+
+// Rests begin where much happens, and end with it: at moderate rates an event never waits for one, however long rounds take.
+func TestRestByRate(t *testing.T) {
+	const round, slow = time.Millisecond, 8 * time.Millisecond
+	for _, c := range []struct {
+		perSecond, each int // events, also of one round
+		took, want      time.Duration
+	}{
+		{1, 1, slow, 0}, {200, 1, round, 0}, {200, 2, slow, 0}, {400, 1, round, 0}, {400, 8, slow, 0}, {restAbove - 10, 1, round, 0},
+		{2 * restAbove, 2, round, restTimes * round}, {2 * restAbove, 12, slow, restMost}, {20_000, 200, slow, restMost},
+	} {
+		var p pace
+		var rest time.Duration
+		now := time.Now()
+		for range 2 * c.perSecond / c.each {
+			now = now.Add(time.Second * time.Duration(c.each) / time.Duration(c.perSecond))
+			rest = p.after(c.each, now.Add(-c.took), now)
+		}
+		if rest != c.want {
+			t.Errorf("%d events/s, rounds of %d in %v: a rest of %v, want %v", c.perSecond, c.each, c.took, rest, c.want)
+		}
+		for range 2 {
+			now = now.Add(paceWindow)
+			rest = p.after(1, now.Add(-c.took), now)
+		}
+		if rest != 0 {
+			t.Errorf("after %d events/s had ended: a rest of %v", c.perSecond, rest)
+		}
+	}
+}
+
+// What the pace says is when the next round may begin.
+func TestSequencerRests(t *testing.T) {
+	b := newBench(t)
+	b.append(topicIn(5, 0), `1`)
+	w, err := New(b.least, b.stream, Config{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := newSequencer(w)
+	defer s.drop()
+	only := &turn{partition: 5, term: 1, begin: true, batch: 10}
+	s.serve(t.Context(), []*turn{only})
+	if only.err != nil || only.at.sequenced != 1 {
+		t.Fatal(only.err, only.at.sequenced)
+	}
+	if s.resting() != 0 || s.next.After(time.Now()) {
+		t.Errorf("after one event it rests for %v", s.resting())
+	}
+	only.begin = false
+	s.pace = pace{since: time.Now(), rest: restMost}
+	before := time.Now()
+	s.serve(t.Context(), []*turn{only})
+	if s.resting() != restMost || s.next.Before(before.Add(restMost)) {
+		t.Errorf("under load it rests for %v, until %v after the round began", s.resting(), s.next.Sub(before))
+	}
+}
+
+// Who has a whole batch to do, begins or ends never waits for the rest, nor does who waits with him; anybody else does.
+func TestFullBatchNeverWaits(t *testing.T) {
+	small := func() *turn {
+		return &turn{partition: 1, read: true, limit: readRows, cursor: 7, at: standing{seq: 20}}
+	}
+	for name, full := range map[string]*turn{
+		"the outbox has more":   {partition: 2, at: standing{more: true}},
+		"the journal has more":  {partition: 2, read: true, limit: readRows, at: standing{seq: readRows}, since: journal.MinusInfinity},
+		"a drain begins":        {partition: 2, begin: true},
+		"a lock is to be freed": {partition: 2, end: true},
+	} {
+		for _, late := range []bool{false, true} {
+			ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+			s := &sequencer{in: make(chan *turn, 2), next: time.Now().Add(time.Hour)}
+			waiting := []*turn{small()}
+			if late {
+				s.in <- full
+			} else {
+				waiting = append(waiting, full)
+			}
+			if got := s.gather(ctx, waiting); len(got) != 2 || ctx.Err() != nil {
+				t.Errorf("%s, late %t: %d go, %v", name, late, len(got), ctx.Err())
+			}
+			cancel()
+		}
+	}
+
+	s := &sequencer{in: make(chan *turn, 2), next: time.Now().Add(restMost)}
+	s.in <- small()
+	if got := s.gather(t.Context(), []*turn{small()}); len(got) != 2 || time.Now().Before(s.next) {
+		t.Errorf("%d went %v before the rest was over", len(got), time.Until(s.next))
+	}
+}
+
+func TestSweepWait(t *testing.T) {
+	const long = time.Hour
+	ms := func(n float64) time.Duration { return time.Duration(n * float64(time.Millisecond)) }
+	for _, c := range []struct{ sinceWork, sinceOverlooked, rest, want time.Duration }{
+		{0, long, 0, sweepBusy},
+		{0, 0, 0, sweepLeast},
+		{ms(80), long, 0, ms(5)},
+		{ms(80), ms(80), 0, ms(5)},
+		{ms(400), ms(400), 0, ms(25)}, // between two events a second, say
+		{time.Second, time.Second, 0, sweepIdle},
+		{long, long, 0, sweepIdle},
+		{0, 0, restMost, restMost},
+		{0, long, restMost, restMost},
+		{0, 0, long, sweepIdle},
+	} {
+		if got := sweepWait(c.sinceWork, c.sinceOverlooked, c.rest); got != c.want {
+			t.Errorf("work %v ago, overlooked events %v ago, a rest of %v: %v, want %v", c.sinceWork, c.sinceOverlooked, c.rest, got, c.want)
+		}
+	}
+}
+
+// Events of which a drain knows do not count as overlooked, or sweeps would be as frequent where somebody announces them.
+func TestOverlooked(t *testing.T) {
+	h := newHub()
+	swept := time.Now()
+	if h.overlooked(3, swept) {
+		t.Error("of a drain that is not here")
+	}
+	d := &drain{partition: 3, wake: make(chan struct{}, 1)}
+	h.enter(d)
+	if h.overlooked(3, swept) {
+		t.Error("a question is under way")
+	}
+	d.asked.Store(swept.Add(time.Second).UnixNano())
+	if h.overlooked(3, swept) {
+		t.Error("the drain has looked since")
+	}
+	d.asked.Store(swept.Add(-time.Second).UnixNano())
+	if !h.overlooked(3, swept) || len(d.wake) != 1 {
+		t.Error("the drain was not woken")
+	}
+	if h.overlooked(3, swept) {
+		t.Error("it was woken before")
+	}
+}
