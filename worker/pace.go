@@ -6,14 +6,17 @@ const (
 	// restAbove is the number of events a second, sequenced by this process, from which on its sequencer rests after a round. A
 	// round costs nearly the same for one event and for ten, so few large ones leave writers the processors; but the rest is what
 	// an event waits longer, which a moderate rate must not pay.
-	restAbove = 600
+	restAbove = 500
 	// restTimes is how many times as long as a round a rest is, so a sequencer works for a sixth of the time at most. With
 	// processors to spare, a round takes a millisecond and a rest five; where all compete for them, it soon is restMost.
 	restTimes = 5
 	restMost  = 20 * time.Millisecond
-	// paceWindow is for how long rounds are looked at before it is decided anew. In four of these a second, a rate of two thirds
-	// of restAbove never looks like more.
-	paceWindow = 250 * time.Millisecond
+	// restEnough is how many events of each partition a rest brings together at most: a hot partition's rounds are large without.
+	restEnough = 16
+	// paceWindow is for how long rounds are looked at before it is decided anew. So many windows in a row must be above restAbove
+	// before there are rests, so that no chance of a lower rate looks like it; one that is not ends them.
+	paceWindow  = 100 * time.Millisecond
+	paceWindows = 3
 
 	// sweepLeast, sweepBusy and sweepIdle are the times between two looks at the outbox: while looks find events of which nobody
 	// has told this process, while there is work, and otherwise. They bound what a lost wake-up costs.
@@ -27,27 +30,38 @@ const (
 
 // pace decides how long a sequencer rests between rounds. Pure: it decides from what it is told.
 type pace struct {
-	since  time.Time // of what follows
-	events int
-	rounds int
-	took   time.Duration // all rounds that had events
-	rest   time.Duration // by the window before
+	since      time.Time // of what follows, about rounds that had events
+	events     int
+	partitions int // that had events, in each round
+	rounds     int
+	took       time.Duration
+
+	busy int           // windows above restAbove, in a row
+	rest time.Duration // by the window before
 }
 
-// after takes note of a round that has sequenced n events, and says how long to rest after it.
-func (p *pace) after(n int, began, ended time.Time) time.Duration {
-	if n > 0 {
-		p.events += n
+// after takes note of a round that has sequenced so many events of so many partitions, and says how long to rest after it.
+func (p *pace) after(events, partitions int, began, ended time.Time) time.Duration {
+	if events > 0 {
+		p.events += events
+		p.partitions += partitions
 		p.rounds++
 		p.took += ended.Sub(began)
 	}
-	if window := ended.Sub(p.since); window >= paceWindow {
-		rest := time.Duration(0)
-		if float64(p.events) > restAbove*window.Seconds() {
-			rest = min(restTimes*p.took/time.Duration(p.rounds), restMost)
-		}
-		*p = pace{since: ended, rest: rest}
+	window := ended.Sub(p.since)
+	if window < paceWindow {
+		return p.rest
 	}
+	next := pace{since: ended}
+	if float64(p.events) > restAbove*window.Seconds() {
+		next.busy = p.busy + 1
+	}
+	if next.busy >= paceWindows {
+		rounds := time.Duration(p.rounds)
+		enough := window * restEnough * time.Duration(p.partitions) / rounds / time.Duration(p.events)
+		next.rest = min(restTimes*p.took/rounds, enough, restMost)
+	}
+	*p = next
 	return p.rest
 }
 

@@ -12,28 +12,46 @@ import (
 func TestRestByRate(t *testing.T) {
 	const round, slow = time.Millisecond, 8 * time.Millisecond
 	for _, c := range []struct {
-		perSecond, each int // events, also of one round
-		took, want      time.Duration
+		perSecond, each, partitions int // events, also of one round, and of how many partitions
+		took, want                  time.Duration
 	}{
-		{1, 1, slow, 0}, {200, 1, round, 0}, {200, 2, slow, 0}, {400, 1, round, 0}, {400, 8, slow, 0}, {restAbove - 10, 1, round, 0},
-		{2 * restAbove, 2, round, restTimes * round}, {2 * restAbove, 12, slow, restMost}, {20_000, 200, slow, restMost},
+		{1, 1, 1, slow, 0}, {200, 1, 1, round, 0}, {200, 2, 2, slow, 0}, {400, 1, 1, round, 0}, {400, 8, 8, slow, 0}, {restAbove - 10, 1, 1, round, 0},
+		{2 * restAbove, 2, 2, round, restTimes * round}, {2 * restAbove, 10, 8, slow, restMost}, {20_000, 200, 32, slow, restMost},
+		{8000, 40, 1, slow, time.Second * restEnough / 8000}, // a hot topic
 	} {
 		var p pace
 		var rest time.Duration
 		now := time.Now()
 		for range 2 * c.perSecond / c.each {
 			now = now.Add(time.Second * time.Duration(c.each) / time.Duration(c.perSecond))
-			rest = p.after(c.each, now.Add(-c.took), now)
+			rest = p.after(c.each, c.partitions, now.Add(-c.took), now)
 		}
-		if rest != c.want {
-			t.Errorf("%d events/s, rounds of %d in %v: a rest of %v, want %v", c.perSecond, c.each, c.took, rest, c.want)
+		if (rest-c.want).Abs() > time.Millisecond/4 || c.want == 0 && rest != 0 {
+			t.Errorf("%d events/s, rounds of %d of %d partitions in %v: a rest of %v, want %v", c.perSecond, c.each, c.partitions, c.took, rest, c.want)
 		}
-		for range 2 {
-			now = now.Add(paceWindow)
-			rest = p.after(1, now.Add(-c.took), now)
+		for range 2 { // of which the first ends with the load's last events
+			now = now.Add(2 * paceWindow)
+			rest = p.after(1, 1, now.Add(-c.took), now)
 		}
 		if rest != 0 {
 			t.Errorf("after %d events/s had ended: a rest of %v", c.perSecond, rest)
+		}
+	}
+}
+
+// A burst is no load: only some busy windows in a row make rests.
+func TestBurstDoesNotRest(t *testing.T) {
+	var p pace
+	now := time.Now()
+	p.after(1, 1, now, now)
+	for i := range 20 {
+		now = now.Add(paceWindow)
+		n := restAbove
+		if i%paceWindows == 0 {
+			n = 1
+		}
+		if rest := p.after(n, 1, now, now); rest != 0 {
+			t.Fatalf("a rest of %v in window %d", rest, i)
 		}
 	}
 }
@@ -57,7 +75,7 @@ func TestSequencerRests(t *testing.T) {
 		t.Errorf("after one event it rests for %v", s.resting())
 	}
 	only.begin = false
-	s.pace = pace{since: time.Now(), rest: restMost}
+	s.pace = pace{since: time.Now().Add(time.Hour), rest: restMost} // no window ends here
 	before := time.Now()
 	s.serve(t.Context(), []*turn{only})
 	if s.resting() != restMost || s.next.Before(before.Add(restMost)) {

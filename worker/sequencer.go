@@ -415,12 +415,15 @@ func (s *sequencer) round(ctx context.Context, turns []*turn) (err error) {
 	if err != nil {
 		return err
 	}
-	n := 0
+	n, partitions := 0, 0
 	for _, t := range working {
 		n += t.at.sequenced
+		if t.at.sequenced > 0 {
+			partitions++
+		}
 	}
 	ended := time.Now()
-	rest := s.pace.after(n, start, ended)
+	rest := s.pace.after(n, partitions, start, ended)
 	s.next = ended.Add(rest)
 	s.rest.Store(int64(rest))
 	if n > 0 {
