@@ -23,9 +23,11 @@ const (
 	sweepLeast = 2500 * time.Microsecond
 	sweepBusy  = 5 * time.Millisecond
 	sweepIdle  = 50 * time.Millisecond
-	// sweepPatience is which part of the time since there was work may pass until the next look: an event a second is not worth
-	// two hundred.
+	// sweepPatience is which part of the time since then may pass until the next look: an event a second that somebody announces is
+	// not worth two hundred looks.
 	sweepPatience = 16
+	// untoldFor is for how long after a look has found such events the next ones are expected, and the wait is sweepBusy at most.
+	untoldFor = time.Second
 )
 
 // pace decides how long a sequencer rests between rounds. Pure: it decides from what it is told.
@@ -73,6 +75,9 @@ func (t *turn) full() bool {
 // sweepWait is the time until the next look at the outbox, given how long ago there was work, how long ago a look found events
 // that nobody had told of, and how long the sequencer rests: a look sooner than its next round is for nothing.
 func sweepWait(sinceWork, sinceOverlooked, rest time.Duration) time.Duration {
-	wait := min(max(sweepBusy, sinceWork/sweepPatience), max(sweepLeast, sinceOverlooked/sweepPatience))
+	wait := max(sweepBusy, sinceWork/sweepPatience)
+	if sinceOverlooked < untoldFor {
+		wait = min(sweepBusy, max(sweepLeast, sinceOverlooked/sweepPatience))
+	}
 	return min(max(wait, rest), sweepIdle)
 }

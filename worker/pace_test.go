@@ -50,7 +50,7 @@ func TestBurstDoesNotRest(t *testing.T) {
 		if i%paceWindows == 0 {
 			n = 1
 		}
-		if rest := p.after(n, 1, now, now); rest != 0 {
+		if rest := p.after(n, 32, now.Add(-8*time.Millisecond), now); rest != 0 {
 			t.Fatalf("a rest of %v in window %d", rest, i)
 		}
 	}
@@ -95,7 +95,8 @@ func TestFullBatchNeverWaits(t *testing.T) {
 		"a lock is to be freed": {partition: 2, end: true},
 	} {
 		for _, late := range []bool{false, true} {
-			ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+			ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+			defer cancel()
 			s := &sequencer{in: make(chan *turn, 2), next: time.Now().Add(time.Hour)}
 			waiting := []*turn{small()}
 			if late {
@@ -104,9 +105,8 @@ func TestFullBatchNeverWaits(t *testing.T) {
 				waiting = append(waiting, full)
 			}
 			if got := s.gather(ctx, waiting); len(got) != 2 || ctx.Err() != nil {
-				t.Errorf("%s, late %t: %d go, %v", name, late, len(got), ctx.Err())
+				t.Fatalf("%s, late %t: it waits for the rest (%d go, %v)", name, late, len(got), ctx.Err())
 			}
-			cancel()
 		}
 	}
 
@@ -125,7 +125,9 @@ func TestSweepWait(t *testing.T) {
 		{0, 0, 0, sweepLeast},
 		{ms(80), long, 0, ms(5)},
 		{ms(80), ms(80), 0, ms(5)},
-		{ms(400), ms(400), 0, ms(25)}, // between two events a second, say
+		{ms(400), long, 0, ms(25)},
+		{ms(400), ms(400), 0, sweepBusy},
+		{0, ms(48), 0, ms(3)},
 		{time.Second, time.Second, 0, sweepIdle},
 		{long, long, 0, sweepIdle},
 		{0, 0, restMost, restMost},
