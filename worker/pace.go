@@ -11,6 +11,9 @@ const (
 	// processors to spare, a round takes a millisecond and a rest five; where all compete for them, it soon is restMost.
 	restTimes = 5
 	restMost  = 20 * time.Millisecond
+	// restLeast is how many events a rest must bring together, or there is none: with processors to spare, rounds are so short that it
+	// would only be waited for.
+	restLeast = 8
 	// restEnough is how many events of each partition a rest brings together at most: a hot partition's rounds are large without.
 	restEnough = 16
 	// paceWindow is for how long rounds are looked at before it is decided anew. So many windows in a row must be above restAbove
@@ -56,12 +59,15 @@ func (p *pace) after(events, partitions int, began, ended time.Time) time.Durati
 	}
 	next := pace{since: ended}
 	if float64(p.events) > restAbove*window.Seconds() {
-		next.busy = p.busy + 1
-	}
-	if next.busy >= paceWindows {
-		rounds := time.Duration(p.rounds)
-		enough := window * restEnough * time.Duration(p.partitions) / rounds / time.Duration(p.events)
-		next.rest = min(restTimes*p.took/rounds, enough, restMost)
+		rounds, events := time.Duration(p.rounds), time.Duration(p.events)
+		enough := window * restEnough * time.Duration(p.partitions) / rounds / events
+		rest := min(restTimes*p.took/rounds, enough, restMost)
+		if events*(rest+p.took/rounds) >= restLeast*window {
+			next.busy = p.busy + 1
+		}
+		if next.busy >= paceWindows {
+			next.rest = rest
+		}
 	}
 	*p = next
 	return p.rest

@@ -8,26 +8,35 @@ import (
 	"github.com/commitcast/commitcast/internal/journal"
 )
 
-// Rests begin where much happens, and end with it: at moderate rates an event never waits for one, however long rounds take.
+// Rests begin where much happens and rounds take long, and end with it: at moderate rates, and where there are processors to spare, an event
+// never waits for one.
 func TestRestByRate(t *testing.T) {
-	const round, slow = time.Millisecond, 8 * time.Millisecond
+	const quick, slow = 750 * time.Microsecond, 8 * time.Millisecond
 	for _, c := range []struct {
-		perSecond, each, partitions int // events, also of one round, and of how many partitions
-		took, want                  time.Duration
+		perSecond  int
+		partitions int // that have events
+		took, want time.Duration
 	}{
-		{1, 1, 1, slow, 0}, {200, 1, 1, round, 0}, {200, 2, 2, slow, 0}, {400, 1, 1, round, 0}, {400, 8, 8, slow, 0}, {restAbove - 10, 1, 1, round, 0},
-		{2 * restAbove, 2, 2, round, restTimes * round}, {2 * restAbove, 10, 8, slow, restMost}, {20_000, 200, 32, slow, restMost},
-		{8000, 40, 1, slow, time.Second * restEnough / 8000}, // a hot topic
+		{1, 1, slow, 0}, {200, 1, quick, 0}, {200, 32, slow, 0}, {400, 32, quick, 0}, {400, 32, slow, 0}, {restAbove - 10, 32, slow, 0},
+		{800, 32, quick, 0}, {1500, 32, quick, 0}, // processors to spare
+		{4000, 32, quick, restTimes * quick}, {800, 32, slow, restMost}, {20_000, 32, slow, restMost},
+		{8000, 1, slow, time.Second * restEnough / 8000}, // a hot topic
 	} {
 		var p pace
 		var rest time.Duration
-		now := time.Now()
-		for range 2 * c.perSecond / c.each {
-			now = now.Add(time.Second * time.Duration(c.each) / time.Duration(c.perSecond))
-			rest = p.after(c.each, c.partitions, now.Add(-c.took), now)
+		now, waiting := time.Now(), 0.0
+		for end := now.Add(3 * time.Second); now.Before(end); {
+			pause := max(rest+c.took, time.Second/time.Duration(c.perSecond))
+			now, waiting = now.Add(pause), waiting+pause.Seconds()*float64(c.perSecond)
+			n := int(waiting)
+			waiting -= float64(n)
+			rest = p.after(n, min(n, c.partitions), now.Add(-c.took), now)
+			if c.want == 0 && rest != 0 {
+				break
+			}
 		}
 		if (rest-c.want).Abs() > time.Millisecond/4 || c.want == 0 && rest != 0 {
-			t.Errorf("%d events/s, rounds of %d of %d partitions in %v: a rest of %v, want %v", c.perSecond, c.each, c.partitions, c.took, rest, c.want)
+			t.Errorf("%d events/s of %d partitions, rounds of %v: a rest of %v, want %v", c.perSecond, c.partitions, c.took, rest, c.want)
 		}
 		for range 2 { // of which the first ends with the load's last events
 			now = now.Add(2 * paceWindow)
