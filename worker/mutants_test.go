@@ -68,9 +68,13 @@ func TestPublishMutants(t *testing.T) {
 
 // Each bound on the sequencer's rests, taken out, is missed.
 func TestPaceMutants(t *testing.T) {
-	testkit.Mutants(t, "(TestRestByRate|TestBurstDoesNotRest|TestFullBatchNeverWaits)", []testkit.Mutation{
+	testkit.Mutants(t, "(TestRestByRate|TestRestGoesOn|TestBurstDoesNotRest|TestFullBatchNeverWaits)", []testkit.Mutation{
 		{Name: "it rests at low rates too", File: "pace.go", Cond: true,
-			Old: "float64(p.events) > restAbove*window.Seconds()", New: "p.events > 0", Caught: "400 events/s"},
+			Old: "float64(p.events) > float64(least)*window.Seconds()", New: "p.events > 0", Caught: "400 events/s"},
+		{Name: "it rests on at any rate", File: "pace.go",
+			Old: "least = restOn", New: "least = 0", Caught: "events/s it rests: true"},
+		{Name: "a somewhat lower rate ends rests", File: "pace.go",
+			Old: "least = restOn", New: "", Caught: "events/s it rests: false"},
 		{Name: "it rests where rounds are short", File: "pace.go", Cond: true,
 			Old: "events*(rest+p.took/rounds) >= restLeast*window", New: "true", Caught: "800 events/s of 32 partitions, rounds of 750"},
 		{Name: "a burst counts as load", File: "pace.go", Cond: true,

@@ -7,6 +7,8 @@ const (
 	// round costs nearly the same for one event and for ten, so few large ones leave writers the processors; but the rest is what
 	// an event waits longer, which a moderate rate must not pay.
 	restAbove = 500
+	// restOn is the same for one that rests already: of two workers one has the smaller part of a load, near the bound.
+	restOn = 300
 	// restTimes is how many times as long as a round a rest is, so a sequencer works for a sixth of the time at most. With
 	// processors to spare, a round takes a millisecond and a rest five; where all compete for them, it soon is restMost.
 	restTimes = 5
@@ -57,8 +59,11 @@ func (p *pace) after(events, partitions int, began, ended time.Time) time.Durati
 	if window < paceWindow {
 		return p.rest
 	}
-	next := pace{since: ended}
-	if float64(p.events) > restAbove*window.Seconds() {
+	next, least := pace{since: ended}, restAbove
+	if p.rest > 0 {
+		least = restOn
+	}
+	if float64(p.events) > float64(least)*window.Seconds() {
 		rounds, events := time.Duration(p.rounds), time.Duration(p.events)
 		enough := window * restEnough * time.Duration(p.partitions) / rounds / events
 		rest := min(restTimes*p.took/rounds, enough, restMost)

@@ -48,6 +48,26 @@ func TestRestByRate(t *testing.T) {
 	}
 }
 
+// Who rests goes on at a somewhat lower rate, and not at any.
+func TestRestGoesOn(t *testing.T) {
+	var p pace
+	now := time.Now()
+	for _, c := range []struct {
+		perSecond int
+		rests     bool
+	}{{restAbove - 50, false}, {2 * restAbove, true}, {restAbove - 50, true}, {restOn - 50, false}, {restAbove - 50, false}} {
+		for range 2 * paceWindows {
+			now = now.Add(paceWindow)
+			for range 4 { // rounds
+				p.after(c.perSecond/40, 8, now.Add(-8*time.Millisecond), now)
+			}
+		}
+		if rests := p.rest > 0; rests != c.rests {
+			t.Errorf("at %d events/s it rests: %t", c.perSecond, rests)
+		}
+	}
+}
+
 // A burst is no load: only some busy windows in a row make rests.
 func TestBurstDoesNotRest(t *testing.T) {
 	var p pace
