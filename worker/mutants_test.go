@@ -70,11 +70,9 @@ func TestPublishMutants(t *testing.T) {
 func TestPaceMutants(t *testing.T) {
 	testkit.Mutants(t, "(TestRestByRate|TestRestGoesOn|TestBurstDoesNotRest|TestFullBatchNeverWaits)", []testkit.Mutation{
 		{Name: "it rests at low rates too", File: "pace.go", Cond: true,
-			Old: "float64(p.events) > float64(least)*window.Seconds()", New: "p.events > 0", Caught: "400 events/s"},
-		{Name: "it rests on at any rate", File: "pace.go",
-			Old: "least = restOn", New: "least = 0", Caught: "events/s it rests: true"},
-		{Name: "a somewhat lower rate ends rests", File: "pace.go",
-			Old: "least = restOn", New: "", Caught: "events/s it rests: false"},
+			Old: "float64(p.events) > restAbove*window.Seconds()", New: "p.events > 0", Caught: "400 events/s"},
+		{Name: "a somewhat lower rate ends rests", File: "pace.go", Cond: true,
+			Old: "p.rest > 0 && p.events > 0", New: "false", Caught: "events/s it rests: false"},
 		{Name: "it rests where rounds are short", File: "pace.go", Cond: true,
 			Old: "events*(rest+p.took/rounds) >= restLeast*window", New: "true", Caught: "800 events/s of 32 partitions, rounds of 750"},
 		{Name: "a burst counts as load", File: "pace.go", Cond: true,
@@ -82,7 +80,7 @@ func TestPaceMutants(t *testing.T) {
 		{Name: "it rests on after the load", File: "pace.go",
 			Old: "*p = next", New: "next.rest, next.busy = max(next.rest, p.rest), max(next.busy, p.busy)\n*p = next", Caught: "had ended"},
 		{Name: "a hot partition rests like many", File: "pace.go",
-			Old: "rest := min(restTimes*p.took/rounds, enough, restMost)", New: "_ = enough\nrest := min(restTimes*p.took/rounds, restMost)", Caught: "8000 events/s"},
+			Old: "rest = min(rest, window*restEnough*time.Duration(p.partitions)/rounds/events)", New: "", Caught: "8000 events/s"},
 		{Name: "a full batch waits", File: "sequencer.go", Cond: true,
 			Old: "!slices.ContainsFunc(waiting, (*turn).full)", New: "true", Caught: "late false: it waits for the rest"},
 		{Name: "a full batch that comes during a rest waits", File: "sequencer.go",

@@ -7,8 +7,6 @@ const (
 	// round costs nearly the same for one event and for ten, so few large ones leave writers the processors; but the rest is what
 	// an event waits longer, which a moderate rate must not pay.
 	restAbove = 500
-	// restOn is the same for one that rests already: of two workers one has the smaller part of a load, near the bound.
-	restOn = 300
 	// restTimes is how many times as long as a round a rest is, so a sequencer works for a sixth of the time at most. With
 	// processors to spare, a round takes a millisecond and a rest five; where all compete for them, it soon is restMost.
 	restTimes = 5
@@ -59,14 +57,12 @@ func (p *pace) after(events, partitions int, began, ended time.Time) time.Durati
 	if window < paceWindow {
 		return p.rest
 	}
-	next, least := pace{since: ended}, restAbove
-	if p.rest > 0 {
-		least = restOn
-	}
-	if float64(p.events) > float64(least)*window.Seconds() {
+	next := pace{since: ended}
+	// Who rests goes on as long as it brings enough together: of two workers, one may have a part of the load that is near the bound.
+	if float64(p.events) > restAbove*window.Seconds() || p.rest > 0 && p.events > 0 {
 		rounds, events := time.Duration(p.rounds), time.Duration(p.events)
-		enough := window * restEnough * time.Duration(p.partitions) / rounds / events
-		rest := min(restTimes*p.took/rounds, enough, restMost)
+		rest := min(restTimes*p.took/rounds, restMost)
+		rest = min(rest, window*restEnough*time.Duration(p.partitions)/rounds/events)
 		if events*(rest+p.took/rounds) >= restLeast*window {
 			next.busy = p.busy + 1
 		}

@@ -55,7 +55,7 @@ func TestRestGoesOn(t *testing.T) {
 	for _, c := range []struct {
 		perSecond int
 		rests     bool
-	}{{restAbove - 50, false}, {2 * restAbove, true}, {restAbove - 50, true}, {restOn - 50, false}, {restAbove - 50, false}} {
+	}{{restAbove - 50, false}, {2 * restAbove, true}, {restAbove - 50, true}, {restAbove / 2, false}, {restAbove - 50, false}} {
 		for range 2 * paceWindows {
 			now = now.Add(paceWindow)
 			for range 4 { // rounds
