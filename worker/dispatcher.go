@@ -23,15 +23,9 @@ var (
 )
 
 const (
-	// sweepBusy and sweepIdle are the times between two looks at the outbox, while there was work lately and
-	// otherwise. They bound what a lost wake-up costs.
-	sweepBusy = 5 * time.Millisecond
-	sweepIdle = 50 * time.Millisecond
 	// sweepGap is the least time between two sweeps, however many wake-ups come. It is longer than fetchCooldown,
 	// within which River would send no second notification.
 	sweepGap = 3 * time.Millisecond
-	// busyFor is for how long after work was seen the dispatcher sweeps at sweepBusy.
-	busyFor = time.Second
 	// sweepTimeout bounds a sweep.
 	sweepTimeout = 2 * time.Second
 	// ownSilence is after how long without an answer from Postgres a drain of this process counts as one of another
@@ -45,10 +39,11 @@ const (
 
 // dispatcher orders drains for partitions that have work and no owner.
 type dispatcher struct {
-	w         *Worker
-	parts     [wire.Partitions]prospect
-	lastSweep time.Time
-	busyUntil time.Time
+	w          *Worker
+	parts      [wire.Partitions]prospect
+	lastSweep  time.Time
+	worked     time.Time // a sweep found work
+	overlooked time.Time // a sweep found events of which a drain of this process did not know
 }
 
 func newDispatcher(w *Worker) *dispatcher { return &dispatcher{w: w} }
@@ -79,10 +74,7 @@ func (d *dispatcher) run(ctx context.Context) {
 		d.w.databaseState(ctx, err)
 		now := time.Now()
 		d.lastSweep = now
-		next := sweepIdle
-		if now.Before(d.busyUntil) {
-			next = sweepBusy
-		}
+		next := sweepWait(now.Sub(d.worked), now.Sub(d.overlooked), d.w.sequencing().resting())
 		if err != nil {
 			next = jitter(backoff(failures, sweepBusy, time.Second))
 			failures++
@@ -130,8 +122,8 @@ func (d *dispatcher) sweep(ctx context.Context) error {
 		}
 		busy = true
 		if own&(1<<id) != 0 {
-			if s.waiting {
-				d.w.hub.overlooked(id, time.Now())
+			if s.waiting && d.w.hub.overlooked(id, time.Now()) {
+				d.overlooked = now
 			}
 			return nil
 		}
@@ -147,7 +139,7 @@ func (d *dispatcher) sweep(ctx context.Context) error {
 	}
 	d.w.metrics.backlog.Set(float64(lag))
 	if busy {
-		d.busyUntil = now.Add(busyFor)
+		d.worked = now
 	}
 	for p := range d.parts {
 		if !found[p] {

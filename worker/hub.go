@@ -132,23 +132,24 @@ func (h *hub) lookedAfter(now time.Time) (set uint32) {
 }
 
 // overlooked wakes the drain of a partition in which a sweep that ended at a time has seen events, unless the drain has
-// looked since, or is about to.
-func (h *hub) overlooked(p int16, swept time.Time) {
+// looked since, or is about to. It reports whether the drain did not know.
+func (h *hub) overlooked(p int16, swept time.Time) bool {
 	h.mu.Lock()
 	d := h.drains[p]
 	h.mu.Unlock()
 	if d == nil {
-		return
+		return false
 	}
-	if asked := d.asked.Load(); asked != 0 && asked < swept.UnixNano() {
-		signal(d.wake)
-	}
+	asked := d.asked.Load()
+	return asked != 0 && asked < swept.UnixNano() && signal(d.wake)
 }
 
-// signal leaves a token in ch unless there is one.
-func signal(ch chan struct{}) {
+// signal leaves a token in ch, and reports false if there was one.
+func signal(ch chan struct{}) bool {
 	select {
 	case ch <- struct{}{}:
+		return true
 	default:
+		return false
 	}
 }

@@ -65,3 +65,27 @@ func TestPublishMutants(t *testing.T) {
 			Caught: "it comes to rest"},
 	}, "-schedules=200000")
 }
+
+// Each bound on the sequencer's rests, taken out, is missed.
+func TestPaceMutants(t *testing.T) {
+	testkit.Mutants(t, "(TestRestByRate|TestRestGoesOn|TestBurstDoesNotRest|TestFullBatchNeverWaits)", []testkit.Mutation{
+		{Name: "it rests at low rates too", File: "pace.go", Cond: true,
+			Old: "float64(p.events) > restAbove*window.Seconds()", New: "p.events > 0", Caught: "400 events/s"},
+		{Name: "a somewhat lower rate ends rests", File: "pace.go", Cond: true,
+			Old: "p.rest > 0 && p.events > 0", New: "false", Caught: "events/s it rests: false"},
+		{Name: "it rests where rounds are short", File: "pace.go", Cond: true,
+			Old: "events*(rest+p.took/rounds) >= restLeast*window", New: "true", Caught: "800 events/s of 32 partitions, rounds of 750"},
+		{Name: "a burst counts as load", File: "pace.go", Cond: true,
+			Old: "next.busy >= paceWindows", New: "next.busy > 0", Caught: "in window"},
+		{Name: "it rests on after the load", File: "pace.go",
+			Old: "*p = next", New: "next.rest, next.busy = max(next.rest, p.rest), max(next.busy, p.busy)\n*p = next", Caught: "had ended"},
+		{Name: "a hot partition rests like many", File: "pace.go",
+			Old: "rest = min(rest, window*restEnough*time.Duration(p.partitions)/rounds/events)", New: "", Caught: "8000 events/s"},
+		{Name: "a full batch waits", File: "sequencer.go", Cond: true,
+			Old: "!slices.ContainsFunc(waiting, (*turn).full)", New: "true", Caught: "late false: it waits for the rest"},
+		{Name: "a full batch that comes during a rest waits", File: "sequencer.go",
+			Old: "resting = !t.full()", New: "resting = true", Caught: "late true: it waits for the rest"},
+		{Name: "no rest", File: "sequencer.go", Cond: true,
+			After: "rest := time.Until(s.next); ", Old: "rest > 0", New: "false", Caught: "before the rest was over"},
+	})
+}

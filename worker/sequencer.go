@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"math"
 	"runtime/debug"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -48,7 +49,8 @@ var (
 
 // sequencer is how the drains of this process go to Postgres: by one session, a round trip at a time. Those who ask while a
 // round trip is under way go together with the next, so that a database with a little work in each partition has one
-// statement and one commit to do, not thirty-two; and the more there is to do, the more goes at once. One goroutine.
+// statement and one commit to do, not thirty-two; and the more there is to do, the more goes at once. Where much happens it
+// rests between rounds, so that they are few and large. One goroutine.
 type sequencer struct {
 	connect func(context.Context) (*owner, error)
 	horizon *horizon
@@ -57,11 +59,14 @@ type sequencer struct {
 	gone    chan struct{} // closed when run has returned
 	busy    atomic.Int64  // UnixNano of the round that is under way; 0: none
 	left    atomic.Bool   // another has taken its place: end after this round
+	rest    atomic.Int64  // nanoseconds of rest after the last round
 
 	// Of the goroutine alone.
 	own  *owner
 	held map[lock]time.Time // the session's locks, and when their drains last asked
 	used time.Time
+	pace pace
+	next time.Time // when the next round may begin, unless it is full
 }
 
 type lock struct {
@@ -158,14 +163,7 @@ func (s *sequencer) run(ctx context.Context) {
 				return
 			}
 		}
-		for more := true; more; {
-			select {
-			case t := <-s.in:
-				waiting = append(waiting, t)
-			default:
-				more = false
-			}
-		}
+		waiting = s.gather(ctx, waiting)
 		// One of each partition: an older drain's may be left behind it.
 		var in [wire.Partitions]bool
 		group = group[:0]
@@ -186,6 +184,36 @@ func (s *sequencer) run(ctx context.Context) {
 		}
 	}
 }
+
+// gather adds to those who wait whoever comes until the next round may begin, or has come already.
+func (s *sequencer) gather(ctx context.Context, waiting []*turn) []*turn {
+	if rest := time.Until(s.next); rest > 0 && !slices.ContainsFunc(waiting, (*turn).full) {
+		over := time.NewTimer(rest)
+		defer over.Stop()
+		for resting := true; resting; {
+			select {
+			case t := <-s.in:
+				waiting = append(waiting, t)
+				resting = !t.full()
+			case <-over.C:
+				resting = false
+			case <-ctx.Done():
+				resting = false
+			}
+		}
+	}
+	for {
+		select {
+		case t := <-s.in:
+			waiting = append(waiting, t)
+		default:
+			return waiting
+		}
+	}
+}
+
+// resting is for how long the sequencer rests between two rounds at present.
+func (s *sequencer) resting() time.Duration { return time.Duration(s.rest.Load()) }
 
 // drop closes the session; whoever held a lock by it has lost it.
 func (s *sequencer) drop() {
@@ -387,14 +415,21 @@ func (s *sequencer) round(ctx context.Context, turns []*turn) (err error) {
 	if err != nil {
 		return err
 	}
-	n := 0
+	n, partitions := 0, 0
 	for _, t := range working {
 		n += t.at.sequenced
+		if t.at.sequenced > 0 {
+			partitions++
+		}
 	}
+	ended := time.Now()
+	rest := s.pace.after(n, partitions, start, ended)
+	s.next = ended.Add(rest)
+	s.rest.Store(int64(rest))
 	if n > 0 {
 		s.metrics.sequenced.Add(float64(n))
 		s.metrics.batch.Observe(float64(n))
-		s.metrics.sequence.Observe(time.Since(start).Seconds())
+		s.metrics.sequence.Observe(ended.Sub(start).Seconds())
 	}
 	return nil
 }

@@ -1,4 +1,4 @@
--- Called by: the dispatcher, every 5 to 50 ms. Locks: none.
+-- Called by: the dispatcher, every 2.5 to 50 ms. Locks: none.
 -- Partitions with unsequenced or unpublished events that no operator has paused. The scalar subquery keeps its ORDER BY, unlike an EXISTS, and so is
 -- answered by the outbox's primary key.
 SELECT p.id, p.term, p.seq, p.published, o.id IS NOT NULL AS waiting

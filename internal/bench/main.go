@@ -110,8 +110,8 @@ func main() {
 var allHops = []string{"pipeline", "pgbench", "writers", "backlog", "fanout", "idle", "stalled", "storm", "capacity"}
 
 func (r *results) pipeline(ctx context.Context, seconds float64) error {
-	for _, kind := range []string{kindLimit, kindCommitcast} {
-		database, err := freshDatabase(ctx, "bench_"+kind)
+	for _, kind := range []string{kindLimit, kindCommitcast, kindSQL} {
+		database, err := freshDatabase(ctx, "bench_pipeline")
 		if err != nil {
 			return err
 		}
@@ -122,7 +122,7 @@ func (r *results) pipeline(ctx context.Context, seconds float64) error {
 		r.Pipeline = append(r.Pipeline, p)
 		fmt.Printf("  commit → socket, %3.0f tx/s     %-14s from the acknowledged commit p50 %5.2f ms p99 %5.2f ms, from the intended time p50 %5.2f ms p99 %5.2f ms\n",
 			p.Rate, p.Kind, p.AckP50, p.AckP99, p.IntendedP50, p.IntendedP99)
-		if kind == kindCommitcast {
+		if kind != kindLimit {
 			fmt.Printf("    of it to the sequencing statement p50 %5.2f ms p99 %5.2f ms, from there to the socket p50 %5.2f ms p99 %5.2f ms\n",
 				p.SequenceP50, p.SequenceP99, p.SocketP50, p.SocketP99)
 		}
@@ -294,6 +294,7 @@ func (r *results) ratios() {
 	}
 	fmt.Printf("\nMedians, as ratios inside this run\n")
 	fmt.Printf("  commit → socket p50, to the bare hops:                     %.2f\n", median(p50[kindCommitcast])/median(p50[kindLimit]))
+	fmt.Printf("  the same in SQL only, commitcast.append, to the bare hops: %.2f\n", median(p50[kindSQL])/median(p50[kindLimit]))
 	fmt.Printf("  pgbench, commitcast.append to a plain table:               %.2f\n", median(stock[kindCommitcast])/median(stock[kindPlainTable]))
 	fmt.Printf("  transactions/s, one topic to 10,000 topics:                %.2f\n", median(rate[kindOneTopic])/median(rate[kindManyTopics]))
 	fmt.Printf("  transactions/s, outbox to a plain table:                   %.2f\n", median(rate[kindManyTopics])/median(rate[kindPlainTable]))

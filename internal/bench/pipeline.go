@@ -20,6 +20,9 @@ import (
 	"github.com/commitcast/commitcast/outbox"
 )
 
+// kindSQL is a writer that only knows SQL: nobody says after its commit that there are events.
+const kindSQL = "SQL only"
+
 // pipelineResult is commit to socket, through everything: one subscriber, an open load of transactions.
 type pipelineResult struct {
 	Kind         string  `json:"kind"`
@@ -132,7 +135,7 @@ func node(ctx context.Context, database string, args ...string) (*process, error
 	}
 }
 
-// pipeline measures commit to socket at a rate of transactions, through outbox.Tx or through the bare hops.
+// pipeline measures commit to socket at a rate of transactions, through outbox.Tx, through commitcast.append alone, or through the bare hops.
 func pipeline(ctx context.Context, kind, database string, rate float64, seconds float64) (pipelineResult, error) {
 	result := pipelineResult{Kind: kind, Rate: rate, Events: int(rate * seconds)}
 	ctx, cancel := context.WithCancel(ctx)
@@ -145,7 +148,7 @@ func pipeline(ctx context.Context, kind, database string, rate float64, seconds 
 	var addr string
 	var write func(ctx context.Context, account int, data []byte) error
 	switch kind {
-	case kindCommitcast:
+	case kindCommitcast, kindSQL:
 		worker, err := node(ctx, database, "worker")
 		if err != nil {
 			return result, err
@@ -158,6 +161,15 @@ func pipeline(ctx context.Context, kind, database string, rate float64, seconds 
 		defer broadcaster.stop()
 		addr = broadcaster.clients
 		write = func(ctx context.Context, account int, data []byte) error {
+			if kind == kindSQL {
+				return pgx.BeginFunc(ctx, pool, func(tx pgx.Tx) error {
+					if _, err := tx.Exec(ctx, benchUpdate, account); err != nil {
+						return err
+					}
+					_, err := tx.Exec(ctx, "SELECT commitcast.append('bench', 'bench', $1)", json.RawMessage(data))
+					return err
+				})
+			}
 			return outbox.Tx(ctx, pool, func(tx *outbox.Transaction) error {
 				if _, err := tx.Exec(ctx, benchUpdate, account); err != nil {
 					return err
@@ -256,7 +268,7 @@ func pipeline(ctx context.Context, kind, database string, rate float64, seconds 
 	result.AckP50, result.AckP99 = percentile(ack, 0.5), percentile(ack, 0.99)
 	result.IntendedP50, result.IntendedP99 = percentile(meant, 0.5), percentile(meant, 0.99)
 	result.WriterMedian = percentile(writer, 0.5)
-	if kind == kindCommitcast {
+	if kind != kindLimit {
 		err = result.stages(ctx, pool, acked, received, warmUp)
 	}
 	return result, err
