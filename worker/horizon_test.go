@@ -204,7 +204,7 @@ func TestDeadRowsCostNothing(t *testing.T) {
 	t.Logf("%d events drained in %v", rows, time.Since(start))
 	testkit.Eventually(t, 10*time.Second, func() bool { return scalar[int64](b, floorSQL, 7) >= int64(rows) }, "the floor at the last event")
 	testkit.Eventually(t, 10*time.Second, func() bool {
-		return scalar[int](b, `SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND objsubid = 2`) == 0
+		return scalar[int](b, `SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND objsubid = 2 AND database = (SELECT oid FROM pg_database WHERE datname = current_database())`) == 0
 	}, "the drain has ended")
 	if dead := b.dead(); dead < rows {
 		t.Fatalf("only %d dead rows: the test proves nothing", dead)
